@@ -1,1 +1,58 @@
-"""icecore."""
+"""icecore.store: pooled activations in HDF5 segments, and the catalog that says which rows are alive."""
+
+from .contract import NUMERICS, Column, Contract, Difference, Pooling
+from .errors import (
+    AmbiguousLayerError,
+    ContractMismatchError,
+    FormatError,
+    IncompleteColumnError,
+    LayerNotFoundError,
+    LockedError,
+    SetNotFoundError,
+    SourceError,
+    StoreDamagedError,
+    StoreError,
+    StoreNotFoundError,
+    VersionNotFoundError,
+)
+from .feature_store import Failure, FeatureSet, FeatureStore, Matrix
+from .plan import Plan, WorkGroup, plan_sync
+from .scan import IMAGE_EXTENSIONS, Scan, SourceImage, scan_folder
+from .verify import Problem, VerifyReport, verify_store
+from .writer import RefusedRow, Writer
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "NUMERICS",
+    "AmbiguousLayerError",
+    "Column",
+    "Contract",
+    "ContractMismatchError",
+    "Difference",
+    "Failure",
+    "FeatureSet",
+    "FeatureStore",
+    "FormatError",
+    "IncompleteColumnError",
+    "LayerNotFoundError",
+    "LockedError",
+    "Matrix",
+    "Plan",
+    "Pooling",
+    "Problem",
+    "RefusedRow",
+    "Scan",
+    "SetNotFoundError",
+    "SourceError",
+    "SourceImage",
+    "StoreDamagedError",
+    "StoreError",
+    "StoreNotFoundError",
+    "VerifyReport",
+    "VersionNotFoundError",
+    "WorkGroup",
+    "Writer",
+    "plan_sync",
+    "scan_folder",
+    "verify_store",
+]

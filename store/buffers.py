@@ -1,0 +1,135 @@
+"""What a writer holds between two commits: rows, links, failures and removals, at most one verdict an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .contract import Column
+from .scan import SourceImage
+
+__all__ = ["Buffers", "Failed", "Row", "cast_rows", "require_shapes"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image that has features."""
+
+    image: SourceImage
+    """the image"""
+    content: bytes
+    """sha256 digest of its bytes"""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An image that gave none."""
+
+    image: SourceImage
+    """the image"""
+    kind: str
+    """class of the failure: read, decode, too-large, unsupported, value"""
+    reason: str
+    """what was found"""
+    content: bytes | None
+    """sha256 digest of its bytes, where they were read whole"""
+
+
+class Buffers:
+    """Rows not yet committed. The last word on an image counts; a content is stored once."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, Row] = {}
+        self.failures: dict[bytes, Failed] = {}
+        self.gone: set[bytes] = set()
+        self.bytes = 0
+        self._vectors: dict[bytes, dict[Column, np.ndarray]] = {}
+        self._first: dict[bytes, SourceImage] = {}
+
+    @property
+    def entries(self) -> int:
+        """Images with a verdict."""
+        return len(self.rows) + len(self.failures)
+
+    def add(self, image: SourceImage, content: bytes, vectors: Mapping[Column, np.ndarray]) -> None:
+        """Take an image, with the ``(D,)`` vectors that its content lacked; none for a link."""
+        self.failures.pop(image.key, None)
+        self.rows[image.key] = Row(image, content)
+        if vectors:
+            self._vectors.setdefault(content, {}).update(vectors)
+            self._first.setdefault(content, image)
+            self.bytes += sum(vector.nbytes for vector in vectors.values())
+
+    def fail(self, image: SourceImage, kind: str, reason: str, content: bytes | None) -> None:
+        """Take a failure."""
+        self.rows.pop(image.key, None)
+        self.failures[image.key] = Failed(image, kind, reason, content)
+
+    def columns_of(self, content: bytes) -> Mapping[Column, np.ndarray]:
+        """Give the vectors held for a content, by column."""
+        return self._vectors.get(content, {})
+
+    def segments(self) -> Iterator[tuple[tuple[Column, ...], list[Row], dict[Column, np.ndarray]]]:
+        """Yield what each segment takes: its columns by name, its rows, and ``(rows, D)`` of each column.
+
+        One segment a set of columns: contents that lack the same columns stand together, in order of arrival.
+        """
+        groups: dict[tuple[Column, ...], list[bytes]] = {}
+        for content, vectors in self._vectors.items():
+            columns = tuple(sorted(vectors, key=lambda column: column.name))
+            groups.setdefault(columns, []).append(content)
+        for columns, contents in groups.items():
+            rows = [Row(self._first[content], content) for content in contents]
+            yield (
+                columns,
+                rows,
+                {c: np.stack([self._vectors[content][c] for content in contents]) for c in columns},
+            )
+
+
+def require_shapes(n: int, contents: Sequence[bytes], features: Mapping[Column, np.ndarray]) -> None:
+    """Refuse arrays that have not one row an image, or not their column's width.
+
+    Raises
+    ------
+    ValueError
+        Naming the column, the shape found and the one expected.
+    """
+    if len(contents) != n or any(len(content) != 32 for content in contents):
+        raise ValueError(f"append: {n} images need {n} sha256 digests of 32 bytes, found {len(contents)}")
+    for column, array in features.items():
+        if array.shape != (n, column.width):
+            raise ValueError(
+                f"append: {column.name} has shape {array.shape}, expected {(n, column.width)} (one row an image)"
+            )
+
+
+def cast_rows(features: Mapping[Column, np.ndarray]) -> tuple[dict[Column, np.ndarray], dict[int, str]]:
+    """Cast every column to its stored dtype.
+
+    Returns
+    -------
+    stored : dict
+        ``(n, D)`` arrays in little-endian stored dtype, C order.
+    refused : dict
+        Row number -> reason, for each row with a value that the dtype cannot hold.
+    """
+    stored: dict[Column, np.ndarray] = {}
+    refused: dict[int, str] = {}
+    for column, array in features.items():
+        with np.errstate(over="ignore"):
+            stored[column] = np.ascontiguousarray(array, dtype=np.dtype(column.dtype).newbyteorder("<"))
+        for position in np.flatnonzero(~np.isfinite(stored[column]).all(axis=1)):
+            worst = array[position][~np.isfinite(stored[column][position])][0]
+            refused.setdefault(
+                int(position),
+                f"{column.name}: {worst:g} does not fit {column.dtype}" + _cure(column, float(worst)),
+            )
+    return stored, dict(sorted(refused.items()))
+
+
+def _cure(column: Column, value: float) -> str:
+    fits = np.isfinite(value) and column.dtype == "float16"
+    return "; store this layer as float32" if fits else ""

@@ -1,0 +1,142 @@
+"""What can go wrong in a store, each with the facts as fields."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .contract import Difference
+
+__all__ = [
+    "AmbiguousLayerError",
+    "ContractMismatchError",
+    "FormatError",
+    "IncompleteColumnError",
+    "LayerNotFoundError",
+    "LockedError",
+    "SetNotFoundError",
+    "SourceError",
+    "StoreDamagedError",
+    "StoreError",
+    "StoreNotFoundError",
+    "VersionNotFoundError",
+    "suggest",
+]
+
+
+class StoreError(Exception):
+    """Anything that a store refuses or finds wrong."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """There is no store at this path."""
+
+    def __init__(self, path: object) -> None:
+        super().__init__(f"{path}: no feature store here (no catalog.sqlite); `icecore extract` makes one")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class StoreDamagedError(StoreError, OSError):
+    """A file of the store is missing, cut short or changed."""
+
+
+class FormatError(StoreError, ValueError):
+    """A file was written in a format version that this release does not read, or is no icecore file."""
+
+
+class SourceError(StoreError, ValueError):
+    """The image source cannot be used as it is."""
+
+
+class SetNotFoundError(StoreError, LookupError):
+    """The store has no feature set of this name."""
+
+    def __init__(self, store: object, name: str, known: Sequence[str]) -> None:
+        self.name, self.known = name, tuple(known)
+        has = f"it has {', '.join(known)}" if known else "it has none yet; `icecore extract` makes one"
+        super().__init__(f"{store}: no feature set {name!r}; {has}{suggest(name, known)}")
+
+
+class LayerNotFoundError(StoreError, LookupError):
+    """The feature set has no column of this name."""
+
+    def __init__(self, set_name: str, layer: str, known: Sequence[str]) -> None:
+        self.layer, self.known = layer, tuple(known)
+        super().__init__(
+            f"set {set_name!r} has no layer {layer!r}; it has {', '.join(known) or 'none'}{suggest(layer, known)}"
+        )
+
+
+class AmbiguousLayerError(StoreError, LookupError):
+    """The layer is stored under several poolings or dtypes, so its bare name is not enough."""
+
+    def __init__(self, set_name: str, layer: str, columns: Sequence[str]) -> None:
+        self.layer, self.columns = layer, tuple(columns)
+        super().__init__(
+            f"set {set_name!r} holds layer {layer!r} as {', '.join(columns)}: name one of them, or a list to join them"
+        )
+
+
+class IncompleteColumnError(StoreError, ValueError):
+    """Some images of the set have no value in the column asked for."""
+
+    def __init__(self, set_name: str, column: str, present: int, total: int) -> None:
+        self.column, self.present, self.total = column, present, total
+        super().__init__(
+            f"set {set_name!r}: {column} covers {present:,} of {total:,} images; "
+            f"run `icecore extract` with this layer again, or read with missing='drop'"
+        )
+
+
+class VersionNotFoundError(StoreError, LookupError):
+    """The store or the set has no such version."""
+
+
+class ContractMismatchError(StoreError, ValueError):
+    """Two contracts differ, so their features must not meet."""
+
+    def __init__(self, what: str, differences: Iterable[Difference], cure: str = "") -> None:
+        self.differences = tuple(differences)
+        lines = [f"  {d.field}: {d.ours!r} here, {d.theirs!r} there" for d in self.differences]
+        super().__init__("\n".join([f"{what}: the contracts differ", *lines, *([cure] if cure else [])]))
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds the writer's lock."""
+
+    pid: int
+    """process id"""
+    host: str
+    """host name"""
+    command: str
+    """what it runs"""
+    since: str
+    """when it took the lock, ISO 8601, UTC"""
+
+
+class LockedError(StoreError, BlockingIOError):
+    """Another run is writing to this store."""
+
+    def __init__(self, path: object, holder: Holder | None) -> None:
+        self.holder = holder
+        who = (
+            f"pid {holder.pid} on {holder.host} ({holder.command}) since {holder.since}"
+            if holder
+            else "another process"
+        )
+        super().__init__(f"{path}: being written by {who}; wait for it to end, or stop it")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Give '; did you mean ...?' for a name close to a known one, else an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,111 @@
+-- The catalog, version 1. FORMAT.md explains it; times are ISO 8601 in UTC, file times nanoseconds since 1970.
+
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+
+CREATE TABLE sets (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+
+-- One row a commit. What is alive as of version v: added_in <= v and (removed_in is null or removed_in > v).
+CREATE TABLE versions (
+    id INTEGER PRIMARY KEY,
+    set_id INTEGER NOT NULL REFERENCES sets,
+    generation_id INTEGER NOT NULL REFERENCES generations,
+    created TEXT NOT NULL,
+    command TEXT NOT NULL,
+    added INTEGER NOT NULL,
+    changed INTEGER NOT NULL,
+    removed INTEGER NOT NULL,
+    failed INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE generations (
+    id INTEGER PRIMARY KEY,
+    set_id INTEGER NOT NULL REFERENCES sets,
+    uuid TEXT NOT NULL UNIQUE,
+    contract_hash TEXT NOT NULL,
+    contract TEXT NOT NULL,
+    parent_id INTEGER REFERENCES generations,
+    created TEXT NOT NULL,
+    source TEXT NOT NULL,
+    versions TEXT NOT NULL,
+    UNIQUE (set_id, contract_hash)
+) STRICT;
+
+-- From `version` on, readers of the set see this generation as of version `as_of`.
+CREATE TABLE heads (
+    set_id INTEGER NOT NULL REFERENCES sets,
+    version INTEGER NOT NULL REFERENCES versions,
+    generation_id INTEGER NOT NULL REFERENCES generations,
+    as_of INTEGER NOT NULL,
+    PRIMARY KEY (set_id, version)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE columns (
+    id INTEGER PRIMARY KEY,
+    generation_id INTEGER NOT NULL REFERENCES generations,
+    name TEXT NOT NULL,
+    hash TEXT NOT NULL,
+    spec TEXT NOT NULL,
+    width INTEGER NOT NULL,
+    UNIQUE (generation_id, name)
+) STRICT;
+
+CREATE TABLE segments (
+    id INTEGER PRIMARY KEY,
+    uuid TEXT NOT NULL UNIQUE,
+    generation_id INTEGER NOT NULL REFERENCES generations,
+    path TEXT NOT NULL,
+    rows INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    checksum TEXT NOT NULL,
+    added_in INTEGER NOT NULL,
+    removed_in INTEGER
+) STRICT;
+
+CREATE TABLE segment_columns (
+    segment_id INTEGER NOT NULL REFERENCES segments,
+    column_id INTEGER NOT NULL REFERENCES columns,
+    offset INTEGER NOT NULL,
+    PRIMARY KEY (segment_id, column_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE contents (id INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE) STRICT;
+
+-- Which row of which segment holds the vectors of a content: written once, whatever the images are called.
+CREATE TABLE vectors (
+    content_id INTEGER NOT NULL REFERENCES contents,
+    segment_id INTEGER NOT NULL REFERENCES segments,
+    row INTEGER NOT NULL,
+    PRIMARY KEY (content_id, segment_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE images (
+    set_id INTEGER NOT NULL REFERENCES sets,
+    id BLOB NOT NULL,
+    added_in INTEGER NOT NULL,
+    removed_in INTEGER,
+    content_id INTEGER NOT NULL REFERENCES contents,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL,
+    checked_ns INTEGER NOT NULL,
+    PRIMARY KEY (set_id, id, added_in)
+) STRICT, WITHOUT ROWID;
+
+CREATE UNIQUE INDEX live_images ON images (set_id, id) WHERE removed_in IS NULL;
+
+CREATE TABLE failures (
+    generation_id INTEGER NOT NULL REFERENCES generations,
+    id BLOB NOT NULL,
+    kind TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    first_at TEXT NOT NULL,
+    last_at TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL,
+    PRIMARY KEY (generation_id, id)
+) STRICT, WITHOUT ROWID;
+
+-- Segments about to be named: one that is here and not in `segments` was cut off before its commit.
+CREATE TABLE intents (uuid TEXT PRIMARY KEY, path TEXT NOT NULL) STRICT, WITHOUT ROWID;

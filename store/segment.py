@@ -1,0 +1,221 @@
+"""Segments: immutable HDF5 files of rows, as FORMAT.md specifies them.
+
+A segment is written in one go under a temporary name and never changed. This module knows one file at a time;
+which rows of it are alive is the catalog's business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import xxhash
+
+from .contract import Column, Contract, canonical_json
+from .errors import FormatError, StoreDamagedError
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "SegmentHeader",
+    "array_checksum",
+    "file_checksum",
+    "map_column",
+    "read_header",
+    "read_identity",
+    "write_segment",
+]
+
+FORMAT = "icecore-segment"
+FORMAT_VERSION = 1
+ALIGNMENT = 4096
+"""Datasets start at multiples of this many bytes, so that a memory map of one is page-aligned."""
+
+IDS, CONTENT, COLUMNS = "ids", "content", "columns"
+_STORED: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+
+
+@dataclass(frozen=True)
+class SegmentHeader:
+    """What a segment says of itself, without its rows."""
+
+    uuid: str
+    """name of the segment, 32 hex digits"""
+    set_name: str
+    """feature set it belongs to"""
+    generation: str
+    """generation it belongs to, 32 hex digits"""
+    contract: Contract
+    """base contract of that generation"""
+    columns: tuple[Column, ...]
+    """columns it holds, in the order of their names"""
+    rows: int
+    """number of rows"""
+    created: str
+    """when it was written, ISO 8601, UTC"""
+    versions: Mapping[str, str]
+    """library versions that computed it; recorded, not part of the contract"""
+    source: Mapping[str, Any]
+    """where images and weights came from; recorded, not part of the contract"""
+
+
+def write_segment(
+    path: Path,
+    header: SegmentHeader,
+    ids: Sequence[bytes],
+    content: np.ndarray,
+    features: Mapping[Column, np.ndarray],
+) -> dict[Column, int]:
+    """Write a whole segment; the caller syncs and renames it.
+
+    Parameters
+    ----------
+    path
+        File to make; one that exists is replaced.
+    header
+        What to record; ``header.columns`` and ``features`` name the same columns.
+    ids
+        Image id of each row, without NUL bytes.
+    content
+        ``(rows, 32)`` uint8, the sha256 of each image file's bytes.
+    features
+        ``(rows, D)`` of each column, already in its stored dtype.
+
+    Returns
+    -------
+    dict
+        Byte offset of each column's data in the file.
+    """
+    with h5py.File(path, "w", alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file:
+        _write_attributes(file, header)
+        _write_array(file, IDS, np.frombuffer(b"".join(i + b"\0" for i in ids), dtype=np.uint8))
+        _write_array(file, CONTENT, content)
+        group = file.create_group(COLUMNS)
+        for column in header.columns:
+            array = features[column]
+            assert array.dtype == _STORED[column.dtype]
+            assert array.shape == (header.rows, column.width)
+            _write_array(group, column.name, array).attrs["column"] = _text(column.to_json())
+        return {column: int(group[column.name].id.get_offset()) for column in header.columns}
+
+
+def read_header(path: Path) -> SegmentHeader:
+    """Read what a segment says of itself.
+
+    Raises
+    ------
+    FormatError
+        When the file is no segment, or of a format version that this release does not read.
+    StoreDamagedError
+        When HDF5 cannot open it or a part is missing.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            _require_format(path, file)
+            return _header(file)
+    except (OSError, KeyError, RuntimeError, TypeError, json.JSONDecodeError) as exc:
+        raise StoreDamagedError(f"{path}: not readable as a segment ({exc})") from exc
+
+
+def read_identity(path: Path) -> tuple[list[bytes], np.ndarray]:
+    """Read the image ids and the ``(rows, 32)`` uint8 content hashes of a segment."""
+    try:
+        with h5py.File(path, "r") as file:
+            _require_format(path, file)
+            return file[IDS][()].tobytes().split(b"\0")[:-1], file[CONTENT][()]
+    except (OSError, KeyError, RuntimeError) as exc:
+        raise StoreDamagedError(f"{path}: not readable as a segment ({exc})") from exc
+
+
+def map_column(path: Path, column: Column, rows: int, offset: int) -> np.ndarray:
+    """Memory-map one column without opening HDF5: ``(rows, D)`` in its stored dtype, read-only.
+
+    Raises
+    ------
+    StoreDamagedError
+        When the file is missing or shorter than the catalog says.
+    """
+    try:
+        return np.memmap(path, dtype=_STORED[column.dtype], mode="r", offset=offset, shape=(rows, column.width))
+    except (OSError, ValueError) as exc:
+        raise StoreDamagedError(
+            f"{path}: segment is missing or cut short ({exc}); `icecore store verify` lists what is damaged"
+        ) from exc
+
+
+def check_arrays(path: Path) -> list[str]:
+    """Give the names of datasets whose bytes do not match the checksum stored beside them."""
+    with h5py.File(path, "r") as file:
+        names = [IDS, CONTENT, *(f"{COLUMNS}/{name}" for name in file[COLUMNS])]
+        return [name for name in names if array_checksum(file[name][()]) != file[name].attrs["xxh3_128"]]
+
+
+def array_checksum(array: np.ndarray) -> str:
+    """XXH3-128, in hex, of an array's bytes in C order."""
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).data)
+
+
+def file_checksum(path: Path) -> str:
+    """XXH3-128, in hex, of a whole file; 4 MiB at a time."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_array(group: h5py.Group, name: str, array: np.ndarray) -> h5py.Dataset:
+    dataset = group.create_dataset(name, data=array, track_times=False)
+    dataset.attrs["xxh3_128"] = array_checksum(array)
+    return dataset
+
+
+def _write_attributes(file: h5py.File, header: SegmentHeader) -> None:
+    file.attrs["format"] = FORMAT
+    file.attrs["format_version"] = FORMAT_VERSION
+    file.attrs["uuid"] = header.uuid
+    file.attrs["set"] = header.set_name
+    file.attrs["generation"] = header.generation
+    file.attrs["contract"] = _text(header.contract.to_json())
+    file.attrs["contract_hash"] = header.contract.hash
+    file.attrs["rows"] = header.rows
+    file.attrs["created"] = header.created
+    file.attrs["versions"] = _text(dict(header.versions))
+    file.attrs["source"] = _text(dict(header.source))
+
+
+def _header(file: h5py.File) -> SegmentHeader:
+    attrs, group = file.attrs, file[COLUMNS]
+    columns = tuple(
+        Column.from_json(json.loads(group[name].attrs["column"]), group[name].shape[1]) for name in sorted(group)
+    )
+    return SegmentHeader(
+        uuid=attrs["uuid"],
+        set_name=attrs["set"],
+        generation=attrs["generation"],
+        contract=Contract.from_json(json.loads(attrs["contract"])),
+        columns=columns,
+        rows=int(attrs["rows"]),
+        created=attrs["created"],
+        versions=json.loads(attrs["versions"]),
+        source=json.loads(attrs["source"]),
+    )
+
+
+def _require_format(path: Path, file: h5py.File) -> None:
+    found = (file.attrs.get("format"), file.attrs.get("format_version"))
+    if found[0] != FORMAT:
+        raise FormatError(f"{path}: not an icecore segment (attribute 'format' is {found[0]!r})")
+    if found[1] != FORMAT_VERSION:
+        raise FormatError(
+            f"{path}: segment format version {found[1]}, this release reads {FORMAT_VERSION}; upgrade icecore"
+        )
+
+
+def _text(value: Mapping[str, Any]) -> str:
+    return canonical_json(value).decode()

@@ -1,0 +1,90 @@
+"""A small set of made-up features, written and read through the public door."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from icecore.store import Column, Contract, FeatureStore, Pooling, SourceImage
+
+AVG = Pooling.parse("avg")
+
+
+@pytest.fixture
+def contract() -> Contract:
+    return make_contract()
+
+
+@pytest.fixture
+def columns() -> tuple[Column, Column]:
+    return Column("layer3", AVG, 4), Column("layer4", AVG, 6)
+
+
+@pytest.fixture
+def other_contract() -> Contract:
+    return make_contract(size=232)
+
+
+def make_contract(*, size: int = 256) -> Contract:
+    steps = ({"op": "resize", "size": size, "interpolation": "bilinear"}, {"op": "center_crop", "size": 224})
+    return Contract("torchvision.models.resnet18", {}, "0" * 64, steps, "pillow", ("full",), "fp32")
+
+
+@pytest.fixture
+def image() -> Callable[..., SourceImage]:
+    def make(image_id: str, *, size: int = 10, mtime_ns: int = 1_000, ctime_ns: int = 1_000) -> SourceImage:
+        return SourceImage(image_id, Path("/nowhere") / image_id, size, mtime_ns, ctime_ns)
+
+    return make
+
+
+@pytest.fixture
+def vectors() -> Callable[[bytes, Column], np.ndarray]:
+    """The features that a content has: a function of it alone, exact in float16."""
+
+    def make(content: bytes, column: Column) -> np.ndarray:
+        seed = int.from_bytes(hashlib.sha256(content + column.name.encode()).digest()[:8], "big")
+        return np.random.default_rng(seed).integers(-512, 512, column.width).astype(np.float32)
+
+    return make
+
+
+@pytest.fixture
+def fill(
+    tmp_path: Path,
+    contract: Contract,
+    columns: Sequence[Column],
+    image: Callable[..., SourceImage],
+    vectors: Callable[[bytes, Column], np.ndarray],
+) -> Callable[..., FeatureStore]:
+    """Write images, given as id -> content text, into the set ``photos`` of the store in ``tmp_path/features``."""
+
+    def write(
+        files: dict[str, str], *, contract: Contract = contract, columns: Sequence[Column] = columns
+    ) -> FeatureStore:
+        store = FeatureStore.create(tmp_path / "features")
+        with store.writer("photos", contract, columns, command="test") as writer:
+            for image_id, text in sorted(files.items(), key=lambda item: item[0].encode("utf-8", "surrogateescape")):
+                content = hashlib.sha256(text.encode()).digest()
+                if writer.is_known(content, columns):
+                    writer.link(image(image_id), content)
+                else:
+                    features = {column: vectors(content, column)[None] for column in columns}
+                    writer.append([image(image_id)], [content], features)
+        return store
+
+    return write
+
+
+@pytest.fixture
+def expected(vectors: Callable[[bytes, Column], np.ndarray]) -> Callable[[dict[str, str], Column], np.ndarray]:
+    """What a column of these files must read as, in the order of the ids' bytes."""
+
+    def make(files: dict[str, str], column: Column) -> np.ndarray:
+        order = sorted(files, key=lambda image_id: image_id.encode("utf-8", "surrogateescape"))
+        return np.stack([vectors(hashlib.sha256(files[i].encode()).digest(), column) for i in order])
+
+    return make
