@@ -1,1 +1,94 @@
-"""icecore."""
+"""icecore.extract: images through a frozen backbone, once, into the feature store.
+
+Nothing here imports torch until it is used: ``import icecore.extract`` works in an installation without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    BackboneNotFoundError,
+    DeviceError,
+    ExtractError,
+    ImageError,
+    PairError,
+    PreprocessError,
+    RemovalRefusedError,
+    TraceError,
+    UnknownLayerError,
+    UnpoolableLayerError,
+    WeightsError,
+)
+
+if TYPE_CHECKING:
+    from .backbone import Backbone, backbone_for, load_backbone
+    from .builders import known_backbones
+    from .job import ExtractReport, FailedImage, extract_images
+    from .layers import LayerInfo, list_layers, resolve_layers
+    from .pairing import require_pair
+    from .predicting import features_of
+    from .preprocess import Preprocess
+    from .trunk import choose_device
+
+__all__ = [
+    "Backbone",
+    "BackboneNotFoundError",
+    "DeviceError",
+    "ExtractError",
+    "ExtractReport",
+    "FailedImage",
+    "ImageError",
+    "LayerInfo",
+    "PairError",
+    "Preprocess",
+    "PreprocessError",
+    "RemovalRefusedError",
+    "TraceError",
+    "UnknownLayerError",
+    "UnpoolableLayerError",
+    "WeightsError",
+    "backbone_for",
+    "choose_device",
+    "extract_images",
+    "features_of",
+    "known_backbones",
+    "list_layers",
+    "load_backbone",
+    "require_pair",
+    "resolve_layers",
+]
+
+_TORCHLESS = {"Preprocess": "preprocess", "require_pair": "pairing"}
+_WITH_TORCH = {
+    "Backbone": "backbone",
+    "ExtractReport": "job",
+    "FailedImage": "job",
+    "LayerInfo": "layers",
+    "backbone_for": "backbone",
+    "choose_device": "trunk",
+    "extract_images": "job",
+    "features_of": "predicting",
+    "known_backbones": "builders",
+    "list_layers": "layers",
+    "load_backbone": "backbone",
+    "resolve_layers": "layers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name when it is first used; a broken torch is told then, in one line."""
+    home = _TORCHLESS.get(name)
+    if home is None and name in _WITH_TORCH:
+        from .pairing import require_pair
+
+        require_pair()
+        home = _WITH_TORCH[name]
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{home}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,102 @@
+"""What can go wrong between an image folder and its features, each with the facts as fields."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "BackboneNotFoundError",
+    "DeviceError",
+    "ExtractError",
+    "ImageError",
+    "ImageErrorKind",
+    "PairError",
+    "PreprocessError",
+    "RemovalRefusedError",
+    "TraceError",
+    "UnknownLayerError",
+    "UnpoolableLayerError",
+    "WeightsError",
+    "did_you_mean",
+]
+
+ImageErrorKind = Literal["read", "decode", "too-large", "unsupported", "value"]
+
+
+class ExtractError(Exception):
+    """Anything that extraction refuses or finds wrong."""
+
+
+class PairError(ExtractError, ImportError):
+    """torch and torchvision are absent or do not fit together."""
+
+
+class BackboneNotFoundError(ExtractError, LookupError):
+    """No network of this name can be built."""
+
+
+class WeightsError(ExtractError, ValueError):
+    """The weights cannot be read, are not those of the architecture, or lack what the layers need."""
+
+
+class PreprocessError(ExtractError, ValueError):
+    """The preprocessing asked for is unknown or impossible."""
+
+
+class UnknownLayerError(ExtractError, LookupError):
+    """The backbone has no layer that matches."""
+
+
+class UnpoolableLayerError(ExtractError, ValueError):
+    """The layer exists, but its output is not one map, token list or vector an image."""
+
+
+class TraceError(ExtractError, TypeError):
+    """The network cannot be followed from layer to layer."""
+
+
+class DeviceError(ExtractError, RuntimeError):
+    """The device is not there or cannot compute in the precision asked for."""
+
+
+class ImageError(ExtractError, ValueError):
+    """One image cannot be used; the others can.
+
+    Parameters
+    ----------
+    kind
+        ``read`` (the file system refuses), ``decode`` (not a whole image), ``too-large``,
+        ``unsupported`` (pixels without a policy), or ``value`` (a feature that the dtype cannot hold).
+    reason
+        Short and the same on every run: no addresses, no paths.
+    """
+
+    def __init__(self, kind: ImageErrorKind, reason: str) -> None:
+        self.kind: ImageErrorKind = kind
+        self.reason = reason
+        super().__init__(kind, reason)
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class RemovalRefusedError(ExtractError, ValueError):
+    """So many images vanished from the source that a wrong folder is likelier than a clean-up."""
+
+    def __init__(self, set_name: str, source: object, *, gone: int, total: int, limit: float) -> None:
+        self.gone, self.total, self.limit = gone, total, limit
+        super().__init__(
+            f"set {set_name!r}: {gone:,} of its {total:,} images are no longer under {source}, more than the "
+            f"share of {limit:g} that one run may remove; check the folder, or allow it with "
+            f"`--set source.max_removed=1`"
+        )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Give ``; did you mean 'x'?`` for a name close to a known one, else an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,352 @@
+"""The whole extraction: folder, plan, backbone, batches, store."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from icecore.store import (
+    IMAGE_EXTENSIONS,
+    Column,
+    FeatureStore,
+    Plan,
+    Scan,
+    SourceImage,
+    WorkGroup,
+    Writer,
+    plan_sync,
+    scan_folder,
+)
+
+from .backbone import Backbone, load_backbone
+from .errors import RemovalRefusedError
+from .images import MAX_PIXELS
+from .layers import columns_for, resolve_layers
+from .pipeline import Batch, Failed, Linked, Row, read_batches
+from .preprocess import Preprocess
+from .trunk import Trunk, choose_device
+
+__all__ = ["ExtractReport", "FailedImage", "Progress", "extract_images"]
+
+Progress = Callable[[int, int], None]
+"""called after each batch with the images done and the images to do"""
+
+
+@dataclass(frozen=True)
+class FailedImage:
+    """An image that gave no features in this run."""
+
+    id: str
+    """path relative to the source folder"""
+    kind: str
+    """``read``, ``decode``, ``too-large``, ``unsupported`` or ``value``"""
+    reason: str
+    """what was found"""
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What a run found and did. Counts are images."""
+
+    set_name: str
+    """feature set"""
+    plan: Plan
+    """what the comparison of folder and store gave: added, changed, backfill, unchanged, gone ..."""
+    columns: tuple[Column, ...]
+    """what was asked for"""
+    contract_hash: str
+    """hash of the base contract"""
+    device: str
+    """where the network ran, or would have"""
+    precision: str
+    """``fp32``, ``bf16`` or ``fp16``"""
+    source: Mapping[str, str]
+    """backbone, weights, preprocessing and folder, as recorded in the store"""
+    dry_run: bool
+    """True when only the plan was made"""
+    forwarded: int = 0
+    """images that went through the network"""
+    linked: int = 0
+    """images whose content had its features already: moved, copied or merely touched"""
+    removed: int = 0
+    """images that the folder has no more"""
+    failures: tuple[FailedImage, ...] = ()
+    """images that gave no features, in the order met; earlier failures left alone are in ``plan.failed``"""
+    version: int | None = None
+    """version of the set that readers see now; None while it has none"""
+    seconds: float = 0.0
+    """time from the plan to the last commit"""
+
+    @property
+    def images_per_second(self) -> float:
+        """Images forwarded a second."""
+        return self.forwarded / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a run is to do, checked before the store is touched."""
+
+    backbone: Backbone
+    columns: tuple[Column, ...]
+    scan: Scan
+    device: str
+    precision: str
+    batch_size: int
+    threads: int
+    max_pixels: int
+    source: Mapping[str, str]
+
+
+@dataclass
+class _Tally:
+    """What was done so far."""
+
+    total: int
+    progress: Progress | None
+    forwarded: int = 0
+    linked: int = 0
+    done: int = 0
+    failures: list[FailedImage] = field(default_factory=list)
+
+    def add(self, images: int) -> None:
+        self.done += images
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def extract_images(
+    store_path: Path | str,
+    set_name: str,
+    source: Path | str,
+    *,
+    backbone_name: str,
+    weights: str | Path | None,
+    layers: Sequence[str],
+    poolings: Sequence[str] = ("avg",),
+    dtype: str = "float16",
+    preprocess: str | Preprocess | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    batch_size: int = 64,
+    threads: int | None = None,
+    extensions: Sequence[str] = IMAGE_EXTENSIONS,
+    max_pixels: int = MAX_PIXELS,
+    rehash: bool = False,
+    retry_failed: bool = False,
+    max_removed: float = 0.5,
+    command: str = "",
+    progress: Progress | None = None,
+    dry_run: bool = False,
+) -> ExtractReport:
+    """Bring a feature set up to date with an image folder.
+
+    Only content never seen under this contract and column goes through the network, once, for all its layers.
+    Images that fail are recorded and the job goes on. Killed at any moment it can be started again and ends with
+    the same rows.
+
+    Parameters
+    ----------
+    store_path
+        Folder of the feature store; made where there is none.
+    set_name
+        Feature set within it.
+    source
+        Folder of images, searched with its sub-folders.
+    backbone_name, weights, preprocess, arguments
+        As ``load_backbone`` takes them.
+    layers
+        Layer names and globs, as ``resolve_layers`` takes them.
+    poolings
+        ``avg``, ``max``, ``gem``, ``gem(P)``; every layer is stored under each.
+    dtype
+        ``float16`` or ``float32``: what is stored.
+    device, precision
+        As ``choose_device`` takes them.
+    batch_size
+        Images of a forward pass; shorter batches are padded to it.
+    threads
+        Decoding threads; 0 decodes between the passes. Default: one a processor.
+    extensions
+        File name endings taken for images.
+    max_pixels
+        Larger images fail as ``too-large``.
+    rehash
+        Read every file, whatever its size and times say.
+    retry_failed
+        Try recorded failures again although their files did not change.
+    max_removed
+        Share of the set's images, 0 to 1, that may vanish in one run.
+    command
+        Recorded with the commits.
+    progress
+        Called after each batch with the images done and the images to do.
+    dry_run
+        Make the plan only: nothing is written, no lock is taken.
+
+    Returns
+    -------
+    ExtractReport
+        What was found and done, ``failures`` included.
+
+    Raises
+    ------
+    ExtractError
+        Before anything is written: backbone, weights, layers, preprocessing or device are not as they must be, or
+        too many images vanished (RemovalRefusedError).
+    StoreError
+        When the folder cannot be listed or holds no images, or the store is locked or damaged.
+    ValueError
+        When a pooling, dtype or number is out of range.
+    """
+    if not 0 <= max_removed <= 1:
+        raise ValueError(f"max_removed is a share from 0 to 1, found {max_removed}")
+    chosen = str(choose_device(device, precision=precision))
+    backbone = load_backbone(backbone_name, weights, preprocess=preprocess, arguments=arguments)
+    names = resolve_layers(backbone.layers, layers, backbone=backbone.name)
+    backbone.require(names)
+    task = _Task(
+        backbone=backbone,
+        columns=columns_for(backbone.layers, names, poolings, dtype=dtype),
+        scan=scan_folder(source, extensions=extensions),
+        device=chosen,
+        precision=precision,
+        batch_size=batch_size,
+        threads=(os.cpu_count() or 1) if threads is None else threads,
+        max_pixels=max_pixels,
+        source={**backbone.source, "folder": str(Path(source).absolute()), "device": chosen},
+    )
+    options = {"rehash": rehash, "retry_failed": retry_failed}
+    if dry_run:
+        contract = backbone.contract(precision=precision)
+        plan = plan_sync(store_path, set_name, contract, task.columns, task.scan, **options)
+        return _report(task, set_name, plan, dry_run=True)
+    with FeatureStore.create(store_path) as store:
+        return _run(store, set_name, task, options, max_removed, command, progress)
+
+
+def _run(
+    store: FeatureStore,
+    set_name: str,
+    task: _Task,
+    options: Mapping[str, bool],
+    max_removed: float,
+    command: str,
+    progress: Progress | None,
+) -> ExtractReport:
+    contract = task.backbone.contract(precision=task.precision)
+    began = time.monotonic()
+    with store.writer(
+        set_name, contract, task.columns, command=command, source=task.source, versions=_versions()
+    ) as writer:
+        plan = writer.plan(task.scan, **options)
+        _refuse_removal(set_name, task.source["folder"], plan, max_removed)
+        tally = _Tally(total=plan.to_read + len(plan.broken), progress=progress)
+        for image, reason in plan.broken:
+            _fail(writer, tally, image, "read", reason)
+        tally.add(len(plan.broken))
+        for group in plan.groups:
+            _extract_group(writer, group, task, tally)
+        writer.remove(plan.gone)
+    return _report(
+        task,
+        set_name,
+        plan,
+        forwarded=tally.forwarded,
+        linked=tally.linked,
+        removed=len(plan.gone),
+        failures=tuple(tally.failures),
+        version=store[set_name].version if set_name in store.sets() else None,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _extract_group(writer: Writer, group: WorkGroup, task: _Task, tally: _Tally) -> None:
+    """Read the images of a group and forward those whose content lacks its columns."""
+    trunk: Trunk | None = None  # made for the first batch that has rows
+    batches = read_batches(
+        group.images,
+        preprocess=task.backbone.preprocess,
+        batch_size=task.batch_size,
+        threads=task.threads,
+        is_known=lambda content: writer.is_known(content, group.columns),
+        max_pixels=task.max_pixels,
+    )
+    with closing(batches):  # before the writer closes, which the threads ask
+        for batch in batches:
+            features: Mapping[Column, np.ndarray] = {}
+            if batch.rows:
+                trunk = trunk or _trunk(task, group.columns)
+                features = trunk.forward(batch.pixels)
+            _store_batch(writer, batch, features, tally)
+            tally.add(len(batch.outcomes))
+
+
+def _store_batch(writer: Writer, batch: Batch, features: Mapping[Column, np.ndarray], tally: _Tally) -> None:
+    """Append the rows, then tell what lay between them: links may point to these rows."""
+    rows = batch.rows
+    refused: dict[bytes, str] = {}
+    if rows:
+        refusals = writer.append([row.image for row in rows], [row.content for row in rows], features)
+        reasons = {refusal.image.id: refusal.reason for refusal in refusals}
+        refused = {row.content: reasons[row.image.id] for row in rows if row.image.id in reasons}
+    tally.forwarded += len(rows)
+    for outcome in batch.outcomes:
+        match outcome:
+            case Row(image, content) if content in refused:  # recorded by append
+                tally.failures.append(FailedImage(image.id, "value", refused[content]))
+            case Linked(image, content) if content in refused:
+                _fail(writer, tally, image, "value", refused[content])
+            case Linked(image, content):
+                writer.link(image, content)
+                tally.linked += 1
+            case Failed(image, error):
+                _fail(writer, tally, image, error.kind, error.reason)
+
+
+def _fail(writer: Writer, tally: _Tally, image: SourceImage, kind: str, reason: str) -> None:
+    writer.fail(image, kind, reason)
+    tally.failures.append(FailedImage(image.id, kind, reason))
+
+
+def _trunk(task: _Task, columns: Sequence[Column]) -> Trunk:
+    return Trunk(task.backbone, columns, device=task.device, precision=task.precision, batch_size=task.batch_size)
+
+
+def _refuse_removal(set_name: str, folder: str, plan: Plan, max_removed: float) -> None:
+    gone, total = len(plan.gone), plan.total
+    if gone > max_removed * max(total, gone):
+        raise RemovalRefusedError(set_name, folder, gone=gone, total=total, limit=max_removed)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "pillow": PIL.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _report(task: _Task, set_name: str, plan: Plan, *, dry_run: bool = False, **done: Any) -> ExtractReport:
+    return ExtractReport(
+        set_name=set_name,
+        plan=plan,
+        columns=task.columns,
+        contract_hash=task.backbone.contract(precision=task.precision).hash,
+        device=task.device,
+        precision=task.precision,
+        source=task.source,
+        dry_run=dry_run,
+        **done,
+    )

@@ -1,0 +1,202 @@
+"""From image files to batches of pixels, in order, by threads, in bounded memory.
+
+A batch is closed by its last row of pixels and carries what lay between the rows: images that need no forward
+pass, and images that failed. An image that fails is told as such; it never moves another one's row.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from icecore.store import SourceImage
+
+from .errors import ImageError
+from .images import MAX_PIXELS, load_image
+from .preprocess import Preprocess
+from .reading import read_image_file
+
+__all__ = ["Batch", "Failed", "Linked", "Row", "read_batches"]
+
+
+class Row(NamedTuple):
+    """An image that is to be forwarded."""
+
+    image: SourceImage
+    """as it was when read"""
+    content: bytes
+    """sha256 of its bytes"""
+
+
+class Linked(NamedTuple):
+    """An image whose content has its features already, or is a row of this batch."""
+
+    image: SourceImage
+    """as it was when read"""
+    content: bytes
+    """sha256 of its bytes"""
+
+
+class Failed(NamedTuple):
+    """An image that cannot be used."""
+
+    image: SourceImage
+    """as it was planned"""
+    error: ImageError
+    """kind and reason"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A stretch of the images, in their order."""
+
+    outcomes: tuple[Row | Linked | Failed, ...]
+    """one an image"""
+    pixels: np.ndarray
+    """uint8 (n, 3, crop, crop): one row for each ``Row``, in order; n may be 0 in the last batch"""
+
+    @property
+    def rows(self) -> list[Row]:
+        """The images of ``pixels``, in its order."""
+        return [outcome for outcome in self.outcomes if isinstance(outcome, Row)]
+
+
+class _Loaded(NamedTuple):
+    """What a thread made of one image."""
+
+    outcome: Row | Failed
+    pixels: np.ndarray | None
+
+
+def read_batches(
+    images: Iterable[SourceImage],
+    *,
+    preprocess: Preprocess,
+    batch_size: int,
+    threads: int,
+    is_known: Callable[[bytes], bool] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Generator[Batch]:
+    """Read, hash and decode images.
+
+    Every file is read once and hashed from the bytes read; what is known by its hash is not decoded. Append the
+    rows of a batch to the store before asking for the next one: that is how a duplicate of a row is recognised.
+
+    Parameters
+    ----------
+    images
+        What to read, in this order; consumed as it goes.
+    preprocess
+        Resize and crop.
+    batch_size
+        Rows of a full batch, 1 or more.
+    threads
+        Decoding threads; 0 decodes in the caller's thread.
+    is_known
+        Says whether a sha256 digest has its features already; called from all threads. None: every image becomes
+        a row, duplicates too.
+    max_pixels
+        Limit of width x height.
+
+    Yields
+    ------
+    Batch
+        With ``batch_size`` rows, the last one with fewer. At most ``batch_size + 2 * threads`` decoded images wait
+        at any moment, beside the batch being filled. To stop early close the generator (``contextlib.closing``),
+        which waits for its threads.
+    """
+    if batch_size < 1 or threads < 0:
+        raise ValueError(f"batch_size must be 1 or more and threads 0 or more, found {batch_size}, {threads}")
+
+    def load(image: SourceImage) -> _Loaded:
+        return _load(image, preprocess, is_known, max_pixels)
+
+    filling = _Filling(preprocess.crop, batch_size)
+    with _in_order(load, images, threads=threads, ahead=batch_size + 2 * threads) as stream:
+        for loaded in stream:
+            filling.add(loaded, is_known)
+            if filling.full:
+                yield filling.take()
+    if filling.outcomes:
+        yield filling.take()
+
+
+class _Filling:
+    """The batch being filled."""
+
+    def __init__(self, side: int, size: int) -> None:
+        self._shape = (size, 3, side, side)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.outcomes: list[Row | Linked | Failed] = []
+        self._pixels = np.empty(self._shape, np.uint8)  # (B, 3, S, S)
+        self._n = 0
+        self._contents: set[bytes] = set()
+
+    @property
+    def full(self) -> bool:
+        return self._n == len(self._pixels)
+
+    def add(self, loaded: _Loaded, is_known: Callable[[bytes], bool] | None) -> None:
+        outcome, pixels = loaded
+        if isinstance(outcome, Failed):
+            self.outcomes.append(outcome)
+        elif pixels is None or (is_known and (outcome.content in self._contents or is_known(outcome.content))):
+            self.outcomes.append(Linked(*outcome))
+        else:
+            self._pixels[self._n] = pixels
+            self._n += 1
+            self._contents.add(outcome.content)
+            self.outcomes.append(outcome)
+
+    def take(self) -> Batch:
+        batch = Batch(tuple(self.outcomes), self._pixels[: self._n])
+        self._clear()
+        return batch
+
+
+def _load(
+    image: SourceImage, preprocess: Preprocess, is_known: Callable[[bytes], bool] | None, max_pixels: int
+) -> _Loaded:
+    try:
+        fresh, data, digest = read_image_file(image)
+    except ImageError as exc:
+        return _Loaded(Failed(image, exc), None)
+    if is_known is not None and is_known(digest):
+        return _Loaded(Row(fresh, digest), None)
+    try:
+        return _Loaded(Row(fresh, digest), load_image(data, preprocess, max_pixels=max_pixels))
+    except ImageError as exc:
+        return _Loaded(Failed(fresh, exc), None)
+
+
+@contextmanager
+def _in_order(
+    load: Callable[[SourceImage], _Loaded], images: Iterable[SourceImage], *, threads: int, ahead: int
+) -> Iterator[Iterator[_Loaded]]:
+    """Give the results in the order of ``images``; on leaving, what has not begun is dropped."""
+    if threads == 0:
+        yield map(load, images)
+        return
+    executor = ThreadPoolExecutor(threads, thread_name_prefix="icecore-decode")
+    try:
+        yield _results(executor, load, iter(images), ahead)
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _results(
+    executor: ThreadPoolExecutor, load: Callable[[SourceImage], _Loaded], images: Iterator[SourceImage], ahead: int
+) -> Iterator[_Loaded]:
+    waiting: deque[Future[_Loaded]] = deque(executor.submit(load, image) for image in islice(images, ahead))
+    while waiting:
+        loaded = waiting.popleft().result()
+        waiting.extend(executor.submit(load, image) for image in islice(images, 1))
+        yield loaded

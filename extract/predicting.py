@@ -1,0 +1,91 @@
+"""Features of a handful of image files, made exactly as those that are stored, and stored nowhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from icecore.store import Column, SourceImage
+
+from .backbone import Backbone
+from .errors import ImageError
+from .images import MAX_PIXELS
+from .pipeline import Failed, read_batches
+from .trunk import Trunk
+
+__all__ = ["features_of"]
+
+
+def features_of(
+    backbone: Backbone,
+    columns: Sequence[Column],
+    images: Sequence[Path | str],
+    *,
+    device: str = "auto",
+    precision: str = "fp32",
+    batch_size: int = 64,
+    threads: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[tuple[Path, Mapping[Column, np.ndarray] | ImageError]]:
+    """Compute the columns of some images by the path that extraction takes.
+
+    Values are rounded to each column's stored dtype, because that is what a model was trained on.
+
+    Parameters
+    ----------
+    backbone
+        As ``backbone_for`` gives it.
+    columns
+        What to compute.
+    images
+        Paths of image files; the same one may come twice.
+    device, precision, batch_size, threads, max_pixels
+        As ``extract_images`` takes them.
+
+    Yields
+    ------
+    tuple
+        The path, and its columns as float32 of shape (D,), or the ImageError of an image that cannot be used; one
+        pair for each of ``images``, in their order.
+
+    Raises
+    ------
+    DeviceError, WeightsError
+        As ``Trunk``, before the first image.
+    """
+    paths = [Path(image) for image in images]
+    size = max(1, min(batch_size, len(paths)))
+    trunk = Trunk(backbone, columns, device=device, precision=precision, batch_size=size)
+    batches = read_batches(
+        [SourceImage(id=str(path), path=path, size=0, mtime_ns=0, ctime_ns=0) for path in paths],
+        preprocess=backbone.preprocess,
+        batch_size=size,
+        threads=(os.cpu_count() or 1) if threads is None else threads,
+        max_pixels=max_pixels,
+    )
+    with closing(batches):
+        for batch in batches:
+            features = _rounded(trunk.forward(batch.pixels)) if batch.rows else {}
+            position = 0
+            for outcome in batch.outcomes:
+                if isinstance(outcome, Failed):
+                    yield outcome.image.path, outcome.error
+                    continue
+                yield outcome.image.path, _one(features, position)
+                position += 1
+
+
+def _rounded(features: Mapping[Column, np.ndarray]) -> dict[Column, np.ndarray]:
+    with np.errstate(over="ignore"):
+        return {column: rows.astype(column.dtype).astype(np.float32) for column, rows in features.items()}
+
+
+def _one(features: Mapping[Column, np.ndarray], position: int) -> Mapping[Column, np.ndarray] | ImageError:
+    row = {column: rows[position] for column, rows in features.items()}
+    for column, values in row.items():
+        if not np.isfinite(values).all():
+            return ImageError("value", f"{column.name}: a value does not fit {column.dtype}")
+    return row
