@@ -25,11 +25,12 @@ from .errors import (
 if TYPE_CHECKING:
     from .backbone import Backbone, backbone_for, load_backbone
     from .builders import known_backbones
-    from .job import ExtractReport, FailedImage, extract_images
+    from .job import extract_images
     from .layers import LayerInfo, list_layers, resolve_layers
     from .pairing import require_pair
     from .predicting import features_of
     from .preprocess import Preprocess
+    from .report import ExtractReport, FailedImage
     from .trunk import choose_device
 
 __all__ = [
@@ -60,11 +61,14 @@ __all__ = [
     "resolve_layers",
 ]
 
-_TORCHLESS = {"Preprocess": "preprocess", "require_pair": "pairing"}
+_TORCHLESS = {
+    "ExtractReport": "report",
+    "FailedImage": "report",
+    "Preprocess": "preprocess",
+    "require_pair": "pairing",
+}
 _WITH_TORCH = {
     "Backbone": "backbone",
-    "ExtractReport": "job",
-    "FailedImage": "job",
     "LayerInfo": "layers",
     "backbone_for": "backbone",
     "choose_device": "trunk",

@@ -99,6 +99,7 @@ def load_backbone(
     weights: str | Path | None = None,
     *,
     preprocess: str | Preprocess | None = None,
+    preprocess_changes: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Build a network, load its weights, and put it in eval mode.
@@ -113,6 +114,8 @@ def load_backbone(
     preprocess
         A ``Preprocess``, or the name of the torchvision weights entry whose preprocessing to take. Default: that of
         the weights; for a file, that of the model's first published weights.
+    preprocess_changes
+        Fields of ``Preprocess`` to replace in it. For one's own function ``resize`` and ``crop`` here are enough.
     arguments
         Keyword arguments of the builder; default: those that torchvision uses with these weights.
 
@@ -134,7 +137,8 @@ def load_backbone(
     """
     builder = find_builder(name)
     published = None if isinstance(weights, Path) or weights is None else builder.recipe(weights)
-    chosen, recipe, why = _choose_preprocess(builder, published, preprocess)
+    changes = dict(preprocess_changes or {})
+    chosen, recipe, why = _choose_preprocess(builder, published, preprocess, changes)
     values = dict(builder.arguments(recipe) if arguments is None else arguments)
     module = builder.build(values)
     loading, where = _load(builder, module, weights, published)
@@ -142,9 +146,9 @@ def load_backbone(
         builder=builder,
         module=module,
         arguments=values,
-        preprocess=chosen,
+        preprocess=chosen.changed(changes),
         weights_sha256=weights_sha256(module, loading.loaded),
-        source={"backbone": builder.name, "weights": where, "preprocess": why},
+        source={"backbone": builder.name, "weights": where, "preprocess": _with_changes(why, changes)},
         loading=loading,
     )
 
@@ -186,7 +190,7 @@ def backbone_for(
 
 
 def _choose_preprocess(
-    builder: Builder, published: Any | None, asked: str | Preprocess | None
+    builder: Builder, published: Any | None, asked: str | Preprocess | None, changes: Mapping[str, Any]
 ) -> tuple[Preprocess, Any | None, str]:
     """Give the preprocessing, the weights entry whose arguments apply, and the words that record the choice."""
     first = builder.recipes[0] if builder.recipes else None
@@ -198,12 +202,18 @@ def _choose_preprocess(
         return Preprocess.from_transforms(entry.transforms()), own, f"{entry!r}, as asked"
     if published is not None:
         return Preprocess.from_transforms(published.transforms()), published, f"{published!r}, of the weights"
+    if first is None and {"resize", "crop"} <= changes.keys():
+        return Preprocess(), None, "torchvision's ImageNet preset"
     if first is None:
         raise PreprocessError(
             f"preprocess: {builder.name} is your own function, so say what its images need: "
             f"Preprocess(resize=256, crop=224), or the name of a torchvision weights entry"
         )
     return Preprocess.from_transforms(first.transforms()), first, f"{first!r}, the first published for {builder.name}"
+
+
+def _with_changes(why: str, changes: Mapping[str, Any]) -> str:
+    return why + "".join(f", {name}={value!r}" for name, value in changes.items())
 
 
 def _load(

@@ -23,8 +23,11 @@ __all__ = ["MAX_PIXELS", "decode_image", "load_image"]
 MAX_PIXELS = 89_478_485
 """default limit of width x height, Pillow's own: 256 MiB of RGB"""
 
-# Named, because Pillow also opens formats that run a program (EPS) or have no signature (TGA).
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+Image.init()  # loads all plugins once: the lazy loading inside Image.open is not made for threads
+
+# Named, because Pillow also opens formats that run a program (EPS) or have no signature (TGA). AVIF, JPEG2000 and
+# WEBP are there where Pillow was built with them; a JPEG with several pictures (MPO) counts as JPEG.
+_FORMATS = tuple(sorted({"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys()))
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -42,8 +45,6 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9A-Fa-f]+>")
-
-Image.init()  # loads all plugins once: the lazy loading inside Image.open is not made for threads
 
 
 def load_image(data: bytes, preprocess: Preprocess, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -33,63 +33,13 @@ from .images import MAX_PIXELS
 from .layers import columns_for, resolve_layers
 from .pipeline import Batch, Failed, Linked, Row, read_batches
 from .preprocess import Preprocess
+from .report import ExtractReport, FailedImage
 from .trunk import Trunk, choose_device
 
-__all__ = ["ExtractReport", "FailedImage", "Progress", "extract_images"]
+__all__ = ["Progress", "extract_images"]
 
 Progress = Callable[[int, int], None]
 """called after each batch with the images done and the images to do"""
-
-
-@dataclass(frozen=True)
-class FailedImage:
-    """An image that gave no features in this run."""
-
-    id: str
-    """path relative to the source folder"""
-    kind: str
-    """``read``, ``decode``, ``too-large``, ``unsupported`` or ``value``"""
-    reason: str
-    """what was found"""
-
-
-@dataclass(frozen=True)
-class ExtractReport:
-    """What a run found and did. Counts are images."""
-
-    set_name: str
-    """feature set"""
-    plan: Plan
-    """what the comparison of folder and store gave: added, changed, backfill, unchanged, gone ..."""
-    columns: tuple[Column, ...]
-    """what was asked for"""
-    contract_hash: str
-    """hash of the base contract"""
-    device: str
-    """where the network ran, or would have"""
-    precision: str
-    """``fp32``, ``bf16`` or ``fp16``"""
-    source: Mapping[str, str]
-    """backbone, weights, preprocessing and folder, as recorded in the store"""
-    dry_run: bool
-    """True when only the plan was made"""
-    forwarded: int = 0
-    """images that went through the network"""
-    linked: int = 0
-    """images whose content had its features already: moved, copied or merely touched"""
-    removed: int = 0
-    """images that the folder has no more"""
-    failures: tuple[FailedImage, ...] = ()
-    """images that gave no features, in the order met; earlier failures left alone are in ``plan.failed``"""
-    version: int | None = None
-    """version of the set that readers see now; None while it has none"""
-    seconds: float = 0.0
-    """time from the plan to the last commit"""
-
-    @property
-    def images_per_second(self) -> float:
-        """Images forwarded a second."""
-        return self.forwarded / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -135,6 +85,7 @@ def extract_images(
     poolings: Sequence[str] = ("avg",),
     dtype: str = "float16",
     preprocess: str | Preprocess | None = None,
+    preprocess_changes: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
     device: str = "auto",
     precision: str = "fp32",
@@ -163,7 +114,7 @@ def extract_images(
         Feature set within it.
     source
         Folder of images, searched with its sub-folders.
-    backbone_name, weights, preprocess, arguments
+    backbone_name, weights, preprocess, preprocess_changes, arguments
         As ``load_backbone`` takes them.
     layers
         Layer names and globs, as ``resolve_layers`` takes them.
@@ -209,10 +160,18 @@ def extract_images(
     ValueError
         When a pooling, dtype or number is out of range.
     """
-    if not 0 <= max_removed <= 1:
-        raise ValueError(f"max_removed is a share from 0 to 1, found {max_removed}")
+    threads = (os.cpu_count() or 1) if threads is None else threads
+    if not 0 <= max_removed <= 1 or batch_size < 1 or threads < 0:
+        found = f"max_removed {max_removed}, batch_size {batch_size}, threads {threads}"
+        raise ValueError(f"expected max_removed from 0 to 1, batch_size above 0, threads 0 or more; found {found}")
     chosen = str(choose_device(device, precision=precision))
-    backbone = load_backbone(backbone_name, weights, preprocess=preprocess, arguments=arguments)
+    backbone = load_backbone(
+        backbone_name,
+        weights,
+        preprocess=preprocess,
+        preprocess_changes=preprocess_changes,
+        arguments=arguments,
+    )
     names = resolve_layers(backbone.layers, layers, backbone=backbone.name)
     backbone.require(names)
     task = _Task(
@@ -222,7 +181,7 @@ def extract_images(
         device=chosen,
         precision=precision,
         batch_size=batch_size,
-        threads=(os.cpu_count() or 1) if threads is None else threads,
+        threads=threads,
         max_pixels=max_pixels,
         source={**backbone.source, "folder": str(Path(source).absolute()), "device": chosen},
     )

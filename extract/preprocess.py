@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from .errors import PreprocessError
@@ -103,6 +103,20 @@ class Preprocess:
             odd = [theirs_ for theirs_ in theirs if theirs_ not in ours] or [o for o in ours if o not in theirs]
             raise PreprocessError(f"preprocess: this release cannot repeat the step {odd[0] if odd else theirs}")
         return value
+
+    def changed(self, changes: Mapping[str, Any]) -> Preprocess:
+        """Give a copy with some fields replaced.
+
+        Raises
+        ------
+        PreprocessError
+            When a field is unknown or its value impossible.
+        """
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise PreprocessError(f"preprocess: no field {name!r}; it has {', '.join(known)}")
+        return replace(self, **changes)
 
     @property
     def steps(self) -> tuple[dict[str, Any], ...]:

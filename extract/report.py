@@ -1,0 +1,61 @@
+"""What an extraction found and did, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from icecore.store import Column, Plan
+
+__all__ = ["ExtractReport", "FailedImage"]
+
+
+@dataclass(frozen=True)
+class FailedImage:
+    """An image that gave no features in this run."""
+
+    id: str
+    """path relative to the source folder"""
+    kind: str
+    """``read``, ``decode``, ``too-large``, ``unsupported`` or ``value``"""
+    reason: str
+    """what was found"""
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What a run found and did. Counts are images."""
+
+    set_name: str
+    """feature set"""
+    plan: Plan
+    """what the comparison of folder and store gave: added, changed, backfill, unchanged, gone ..."""
+    columns: tuple[Column, ...]
+    """what was asked for"""
+    contract_hash: str
+    """hash of the base contract"""
+    device: str
+    """where the network ran, or would have"""
+    precision: str
+    """``fp32``, ``bf16`` or ``fp16``"""
+    source: Mapping[str, str]
+    """backbone, weights, preprocessing and folder, as recorded in the store"""
+    dry_run: bool
+    """True when only the plan was made"""
+    forwarded: int = 0
+    """images that went through the network"""
+    linked: int = 0
+    """images whose content had its features already: moved, copied or merely touched"""
+    removed: int = 0
+    """images that the folder has no more"""
+    failures: tuple[FailedImage, ...] = ()
+    """images that gave no features, in the order met; earlier failures left alone are in ``plan.failed``"""
+    version: int | None = None
+    """version of the set that readers see now; None while it has none"""
+    seconds: float = 0.0
+    """time from the plan to the last commit"""
+
+    @property
+    def images_per_second(self) -> float:
+        """Images forwarded a second."""
+        return self.forwarded / self.seconds if self.seconds else 0.0

@@ -1,0 +1,107 @@
+"""Small networks and images for the tests of extraction."""
+
+from __future__ import annotations
+
+import io
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+NETWORK = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.bn = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.relu(self.bn(self.conv(x)) + x)
+
+
+class Net(nn.Module):
+    def __init__(self, width=8, classes=4):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, stride=2, padding=1)
+        self.block1 = Block(width)
+        self.block2 = Block(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.block2(F.relu(self.block1(x), inplace=True))
+        return self.head(x.mean((2, 3)))
+
+
+def net(width=8, classes=4):
+    return Net(width, classes)
+
+
+def random_net():
+    torch.manual_seed(int(torch.randint(1 << 30, ()).item()))
+    return Net()
+
+
+def not_a_network():
+    return 3
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def branching():
+    return Branching()
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_each() -> None:
+    """Let the workers of the test run share the processors."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def own_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of a function of one's own, ``module:net``, that builds a small network in 10 ms."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "ownnets.py").write_text(textwrap.dedent(NETWORK))
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "ownnets", raising=False)
+    return "ownnets:net"
+
+
+@pytest.fixture
+def encode() -> Callable[..., bytes]:
+    """Function that gives the bytes of an image file: ``encode(image, "PNG", **options)``."""
+
+    def encode(image: Image.Image, form: str, **options: object) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, form, **options)
+        return buffer.getvalue()
+
+    return encode
+
+
+@pytest.fixture
+def noise() -> Callable[..., Image.Image]:
+    """Function that gives a random RGB image: ``noise(width, height, seed=0)``."""
+
+    def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+    return noise
