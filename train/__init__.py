@@ -1,1 +1,64 @@
-"""icecore."""
+"""icecore.train: labels and classical models over stored features, bundles and reports. No torch, ever.
+
+Examples
+--------
+>>> from icecore.train import load_bundle, train_models
+>>> result = train_models("features", "photos", layers=["layer3", "layer4"])  # doctest: +SKIP
+>>> load_bundle(result.bundles[0]).classes  # doctest: +SKIP
+('ants', 'bees')
+"""
+
+from .bundle import Bundle, load_bundle
+from .cells import Progress
+from .data import Dataset, LabelledRows, load_dataset
+from .errors import (
+    BundleError,
+    DatasetError,
+    FeatureMismatchError,
+    FoldError,
+    LabelError,
+    MissingExtraError,
+    SplitError,
+    TrainError,
+    UnknownModelError,
+    UntrustedTypeError,
+)
+from .job import train_models
+from .labels import CsvLabels, FolderLabels, Labels, labels_from_csv, labels_from_folders
+from .metrics import METRICS, Evaluation
+from .models import MODELS
+from .result import Cell, TrainResult
+from .splits import GivenSplit, HashSplit, split_rows
+
+__all__ = [
+    "METRICS",
+    "MODELS",
+    "Bundle",
+    "BundleError",
+    "Cell",
+    "CsvLabels",
+    "Dataset",
+    "DatasetError",
+    "Evaluation",
+    "FeatureMismatchError",
+    "FoldError",
+    "FolderLabels",
+    "GivenSplit",
+    "HashSplit",
+    "LabelError",
+    "LabelledRows",
+    "Labels",
+    "MissingExtraError",
+    "Progress",
+    "SplitError",
+    "TrainError",
+    "TrainResult",
+    "UnknownModelError",
+    "UntrustedTypeError",
+    "labels_from_csv",
+    "labels_from_folders",
+    "load_bundle",
+    "load_dataset",
+    "split_rows",
+    "train_models",
+]

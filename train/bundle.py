@@ -1,0 +1,316 @@
+"""A trained model with all that it needs to be trusted: a folder that appears whole or not at all.
+
+``<models>/<name>/<time>-<8 hex>/`` holds ``steps.skops`` (preprocessing), ``model.skops`` or ``model.json``
+(XGBoost's own), perhaps ``report.html``, and ``card.json``, which names the sha256 of every other file and says
+what the model was trained on. Loading a bundle runs no code from it; see ``serial``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from icecore.store import Contract, StoreError
+from numpy.typing import ArrayLike, NDArray
+
+from . import serial
+from .errors import BundleError, FeatureMismatchError
+
+__all__ = ["CARD", "FORMAT", "FORMAT_VERSION", "Bundle", "load_bundle", "new_bundle_id", "write_bundle"]
+
+FORMAT = "icecore.bundle"
+"""What ``card.json`` says it is."""
+FORMAT_VERSION = 1
+"""Version of the bundle's layout; a reader refuses versions that it does not know."""
+CARD = "card.json"
+STRAY_SECONDS = 24 * 3600
+"""Age at which an unfinished bundle is taken for abandoned."""
+STEPS, SKOPS_MODEL, XGBOOST_MODEL = "steps.skops", "model.skops", "model.json"
+
+
+@dataclass(frozen=True)
+class BundleColumn:
+    """One block of features that the model takes."""
+
+    name: str
+    """column name, such as ``layer4:avg``"""
+    layer: str
+    """layer of the backbone"""
+    width: int
+    """numbers an image"""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded model. Made by ``load_bundle``."""
+
+    path: Path
+    """its folder"""
+    card: Mapping[str, Any]
+    """everything recorded of it"""
+    classes: tuple[str, ...]
+    """class names, in the order of the probabilities"""
+    columns: tuple[BundleColumn, ...]
+    """blocks of features, in the order in which they are joined"""
+    contract: Contract
+    """how features must be computed"""
+    steps: Any
+    """fitted preprocessing"""
+    model: Any
+    """fitted classifier"""
+
+    @property
+    def width(self) -> int:
+        """Numbers an image, D: the widths of the columns together."""
+        return sum(column.width for column in self.columns)
+
+    def predict_proba(self, features: Mapping[str, ArrayLike] | ArrayLike) -> NDArray[np.float64]:
+        """Give the probability of each class.
+
+        Parameters
+        ----------
+        features : mapping of column name to (n, width) float, or (n, D) float
+            Features by column name (other columns are ignored), or the columns side by side in the order of
+            ``columns``. Converted to float32.
+
+        Returns
+        -------
+        (n, k) float64
+            One row an image, in the order given; one column a class, in the order of ``classes``. A new array.
+
+        Raises
+        ------
+        FeatureMismatchError
+            When a column is missing, has another width, or holds NaN or infinity.
+        """
+        X = self._join(features)
+        if not len(X):
+            return np.zeros((0, len(self.classes)))
+        return np.asarray(self.model.predict_proba(self.steps.transform(X)), dtype=np.float64)
+
+    def predict(self, features: Mapping[str, ArrayLike] | ArrayLike) -> list[str]:
+        """Give the label of the largest probability for each image, the first class on ties.
+
+        Parameters and errors are those of ``predict_proba``.
+        """
+        return [self.classes[i] for i in self.predict_proba(features).argmax(axis=1)]
+
+    def _join(self, features: Mapping[str, ArrayLike] | ArrayLike) -> NDArray[np.float32]:
+        X = self._join_columns(features) if isinstance(features, Mapping) else np.asarray(features, np.float32)
+        if X.ndim != 2 or X.shape[1] != self.width:
+            raise FeatureMismatchError(
+                f"{self.path}: features have shape {X.shape}; expected (n, {self.width}), "
+                f"the columns {self._listed()} side by side"
+            )
+        if not np.isfinite(X).all():
+            row = int(np.argwhere(~np.isfinite(X))[0, 0])
+            raise FeatureMismatchError(f"{self.path}: row {row} holds NaN or infinity; extract that image again")
+        return X
+
+    def _join_columns(self, features: Mapping[str, ArrayLike]) -> NDArray[np.float32]:
+        absent = [column.name for column in self.columns if column.name not in features]
+        if absent:
+            raise FeatureMismatchError(
+                f"{self.path}: no features of {', '.join(absent)}; found {', '.join(features) or 'none'}; "
+                f"the model takes {self._listed()}"
+            )
+        blocks = [np.asarray(features[column.name], np.float32) for column in self.columns]
+        for column, block in zip(self.columns, blocks, strict=True):
+            if block.ndim != 2 or block.shape[1] != column.width or len(block) != len(blocks[0]):
+                raise FeatureMismatchError(
+                    f"{self.path}: {column.name} has shape {block.shape}; expected ({len(blocks[0])}, {column.width})"
+                )
+        return np.hstack(blocks)
+
+    def _listed(self) -> str:
+        return ", ".join(f"{column.name} ({column.width})" for column in self.columns)
+
+
+def load_bundle(path: Path | str) -> Bundle:
+    """Read a bundle, after checking every byte of it against its card.
+
+    Nothing in the folder is run: the model is read by skops, from a short list of types, or by XGBoost.
+
+    Raises
+    ------
+    BundleError
+        When there is no bundle, it is incomplete, altered or damaged, or of a format version that is not known.
+    UntrustedTypeError
+        When the model names types or functions that ours do not.
+
+    Examples
+    --------
+    >>> bundle = load_bundle("features/models/default/20300101T000000Z-0123abcd")  # doctest: +SKIP
+    >>> bundle.predict({"layer4:avg": features})  # doctest: +SKIP
+    ['ants', 'bees']
+    """
+    path = Path(path)
+    card = _read_card(path)
+    _check_files(path, card)
+    try:
+        columns = tuple(BundleColumn(c["name"], c["layer"], int(c["width"])) for c in card["columns"])
+        contract = Contract.from_json(card["contract"])
+        classes = tuple(map(str, card["classes"]))
+    except (KeyError, TypeError, ValueError, StoreError) as exc:
+        raise BundleError(f"{path / CARD}: not a complete card ({exc!r})") from exc
+    model = (
+        serial.load_xgboost(path / XGBOOST_MODEL)
+        if XGBOOST_MODEL in card["files"]
+        else serial.load_skops(path / SKOPS_MODEL)
+    )
+    return Bundle(path, card, classes, columns, contract, serial.load_skops(path / STEPS), model)
+
+
+def new_bundle_id(now: datetime | None = None) -> str:
+    """Give a name for a bundle: UTC time and eight random hex digits, so that names sort by time."""
+    return f"{(now or datetime.now(UTC)).strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(4)}"
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    bundle_id: str,
+    steps: Any,
+    model: Any,
+    card: Mapping[str, Any],
+    extra: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write a bundle so that it is there whole, and durably, or not at all.
+
+    Parameters
+    ----------
+    folder
+        Where bundles of this name are kept; made when missing.
+    bundle_id
+        Its name in there; see ``new_bundle_id``.
+    steps
+        Fitted preprocessing.
+    model
+        Fitted classifier, of scikit-learn or XGBoost.
+    card
+        What to record; format, id, file checksums and a checksum of the card are added.
+    extra
+        Other files by name, such as the report.
+
+    Returns
+    -------
+    Path
+        The bundle's folder.
+
+    Raises
+    ------
+    BundleError
+        When a bundle of this id is already there.
+    """
+    final = folder / bundle_id
+    if final.exists():
+        raise BundleError(f"{final}: there is a bundle here already")
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    temporary = folder / f".{bundle_id}.tmp"
+    temporary.mkdir()
+    try:
+        _write_files(temporary, steps, model, extra or {})
+        files = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+        body = {"format": FORMAT, "format_version": FORMAT_VERSION, "id": bundle_id, **card, "files": files}
+        sealed = {**body, "card_sha256": _seal(body)}
+        (temporary / CARD).write_text(json.dumps(sealed, indent=1, allow_nan=False) + "\n", encoding="ascii")
+        _publish(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def _write_files(folder: Path, steps: Any, model: Any, extra: Mapping[str, bytes]) -> None:
+    serial.save_skops(steps, folder / STEPS)
+    save: Callable[[Any, Path], None] = serial.save_skops
+    name = SKOPS_MODEL
+    if type(model).__module__.split(".")[0] == "xgboost":
+        save, name = serial.save_xgboost, XGBOOST_MODEL
+    save(model, folder / name)
+    for file, data in extra.items():
+        (folder / file).write_bytes(data)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Force all files to disk, then give the folder its name."""
+    for entry in (*temporary.iterdir(), temporary):
+        _fsync(entry)
+    temporary.rename(final)
+    _fsync(final.parent)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left behind; a live one writes a bundle in seconds."""
+    for stray in folder.glob(".*.tmp"):
+        if time.time() - stray.stat().st_mtime > STRAY_SECONDS:
+            shutil.rmtree(stray)
+
+
+def _fsync(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":
+        return  # Windows has no such call for folders and journals them itself
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    file = path / CARD
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise BundleError(f"{path}: no bundle here ({CARD}: {exc.strerror or exc})") from exc
+    except ValueError as exc:
+        raise BundleError(f"{file}: not JSON ({exc})") from exc
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise BundleError(f"{file}: not the card of an icecore bundle")
+    if card.get("format_version") != FORMAT_VERSION:
+        raise BundleError(
+            f"{file}: bundle format {card.get('format_version')!r}; this release reads {FORMAT_VERSION}. "
+            "Upgrade icecore, or train the model again"
+        )
+    body = {key: value for key, value in card.items() if key != "card_sha256"}
+    if card.get("card_sha256") != _seal(body) or not isinstance(card.get("files"), dict):
+        raise BundleError(f"{file}: altered since it was written (its checksum does not fit)")
+    return card
+
+
+def _check_files(path: Path, card: Mapping[str, Any]) -> None:
+    files: Mapping[str, str] = card["files"]
+    models = {SKOPS_MODEL, XGBOOST_MODEL} & set(files)
+    if STEPS not in files or len(models) != 1:
+        raise BundleError(f"{path}: names {_names(files)}; a bundle holds {STEPS} and one model")
+    for name, digest in files.items():
+        if Path(name).name != name or not (path / name).is_file():
+            raise BundleError(f"{path}: {name!r} is missing; copy the whole folder again")
+        if _sha256(path / name) != digest:
+            raise BundleError(f"{path / name}: altered since it was written (its sha256 is not the card's)")
+
+
+def _names(files: Mapping[str, str]) -> str:
+    names: Sequence[str] = sorted(files)
+    return ", ".join(names) or "no files"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -1,0 +1,218 @@
+"""Train every model on every set of layers: the loop of the job, which saves nothing.
+
+One version of the feature set, one split and one set of folds serve all cells, so that they can be compared.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from icecore.store import Column, FeatureStore
+
+from .data import Dataset, LabelledRows, Provenance, load_dataset, read_provenance
+from .errors import first_few
+from .labels import LabelSource
+from .metrics import Metric, evaluate, sign_of
+from .models import MODELS, BuildOptions, ModelSpec
+from .result import Cell, Predictions
+from .search import Fitted, Fold, fit_model, make_folds, search_setting
+from .splits import SplitRule
+
+__all__ = ["Plan", "Progress", "Run", "Trained", "train_cells"]
+
+log = logging.getLogger(__name__)
+
+_SIMPLICITY = {name: i for i, name in enumerate(MODELS)}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: sent before and after each cell."""
+
+    done: int
+    """cells finished"""
+    total: int
+    """cells of the run"""
+    layers: str
+    """columns of the current cell, joined"""
+    model: str
+    """model of the current cell"""
+    cell: Cell | None
+    """the finished cell; None when it is about to begin"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How cells are trained."""
+
+    specs: tuple[ModelSpec, ...]
+    """the models"""
+    grids: Mapping[str, Sequence[float]]
+    """grids to use instead of a model's own, by name"""
+    folds: int
+    """folds of the cross-validation"""
+    metric: Metric
+    """what to choose by"""
+    options: BuildOptions
+    """seed and class weight"""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished cell with what a bundle of it needs."""
+
+    cell: Cell
+    """its scores"""
+    fitted: Fitted
+    """steps and model"""
+    columns: tuple[Column, ...]
+    """what the model takes"""
+    predictions: Predictions
+    """its probabilities of the held-out rows"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """All cells of a run."""
+
+    cells: tuple[Cell, ...]
+    """best first"""
+    kept: tuple[Trained, ...]
+    """best first: the winner only, or all cells"""
+    rows: LabelledRows
+    """the rows that all cells share"""
+    provenance: Provenance
+    """the version that all cells read"""
+    notes: tuple[str, ...]
+    """what a reader should know of the data"""
+
+
+def train_cells(
+    store: FeatureStore,
+    set_name: str,
+    layers: Sequence[str | Sequence[str]],
+    *,
+    plan: Plan,
+    labels: LabelSource | None = None,
+    split: SplitRule | None = None,
+    keep_all: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Run:
+    """Train all cells and order them.
+
+    Parameters are those of ``train_models``; ``keep_all`` keeps every fitted model, not only the best.
+    """
+    feature_set = store[set_name]
+    for layer in _flat(layers):  # a wrong name in the last entry must not cost the time of the others
+        feature_set.resolve(layer)
+    provenance = read_provenance(feature_set)
+    report = _Reporter(progress, len(layers) * len(plan.specs))
+    cells: list[Cell] = []
+    kept: list[Trained] = []
+    notes: dict[str, None] = {}
+    rows: LabelledRows | None = None
+    folds: tuple[Fold, ...] = ()
+    for selection in layers:
+        data = load_dataset(store, set_name, selection, labels=labels, split=split, rows=rows, provenance=provenance)
+        if rows is None:
+            rows, folds = data.rows, _folds_of(data, plan)
+        notes |= dict.fromkeys(_notes_on(data))
+        for spec in plan.specs:
+            report.begin(data, spec)
+            trained = _train_cell(data, spec, folds, plan)
+            report.end(data, spec, trained.cell)
+            cells.append(trained.cell)
+            kept = sorted([*kept, trained], key=lambda item: _rank(item.cell, plan.metric))
+            kept = kept if keep_all else kept[:1]
+    assert rows is not None
+    cells.sort(key=lambda cell: _rank(cell, plan.metric))
+    return Run(tuple(cells), tuple(kept), rows, provenance, tuple(notes))
+
+
+def _train_cell(data: Dataset, spec: ModelSpec, folds: Sequence[Fold], plan: Plan) -> Trained:
+    start = time.perf_counter()
+    X, y = data.training()
+    grid = plan.grids.get(spec.name)
+    search = search_setting(spec, X, y, folds=folds, metric=plan.metric, options=plan.options, grid=grid)
+    fitted = fit_model(spec, X, y, value=search.best.value, folds=plan.folds, options=plan.options)
+    X_held_out, y_held_out = data.held_out()
+    proba = fitted.predict_proba(X_held_out)
+    cell = Cell(
+        columns=tuple(column.name for column in data.columns),
+        n_features=data.X.shape[1],
+        model=spec.name,
+        setting=spec.setting,
+        best=search.best,
+        grid=search.grid,
+        evaluation=evaluate(y_held_out, proba, data.rows.classes),
+        seconds=time.perf_counter() - start,
+        notes=tuple(dict.fromkeys((*search.notes, *fitted.notes))),
+    )
+    return Trained(cell, fitted, data.columns, Predictions(data.held_out_ids, y_held_out, proba))
+
+
+def _rank(cell: Cell, metric: Metric) -> tuple[float, int, int, str]:
+    """Order of the leaderboard: best score, fewer features, simpler model, name.
+
+    Scores are compared to twelve digits: two means over the same folds may differ in the last bit alone.
+    """
+    score = round(sign_of(metric) * cell.best.mean, 12)
+    return -score, cell.n_features, _SIMPLICITY[cell.model], cell.layers
+
+
+def _folds_of(data: Dataset, plan: Plan) -> tuple[Fold, ...]:
+    return make_folds(
+        data.training()[1],
+        classes=data.rows.classes,
+        folds=plan.folds,
+        seed=plan.options.seed,
+        groups=data.rows.train_groups,
+    )
+
+
+def _notes_on(data: Dataset) -> Iterator[str]:
+    """Give what makes the scores less certain than they look."""
+    match = data.rows.match
+    if match.failed:
+        yield f"{len(match.failed):,} labelled images have no features, as they could not be extracted"
+    if match.unknown:
+        yield f"{len(match.unknown):,} labels were skipped: their images are not in the store"
+    if match.missing:
+        yield f"{len(match.missing):,} images of the store were skipped: they have no label"
+    if repeated := data.repeated_held_out():
+        yield (
+            f"{len(repeated):,} held-out images have the very features of a training image, so the scores "
+            f"flatter: {first_few(repeated)}"
+        )
+    present = set(np.unique(data.held_out()[1]).tolist())
+    if absent := [label for i, label in enumerate(data.rows.classes) if i not in present]:
+        yield f"no held-out image of class {first_few(absent)}: the scores say nothing about it"
+
+
+def _flat(layers: Sequence[str | Sequence[str]]) -> Iterator[str]:
+    for selection in layers:
+        yield from [selection] if isinstance(selection, str) else selection
+
+
+class _Reporter:
+    """Counts cells and tells the caller."""
+
+    def __init__(self, progress: Callable[[Progress], None] | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def begin(self, data: Dataset, spec: ModelSpec) -> None:
+        self._send(data, spec, None)
+
+    def end(self, data: Dataset, spec: ModelSpec, cell: Cell) -> None:
+        self._done += 1
+        log.info("cell %d of %d: %s on %s, %.2f s", self._done, self._total, spec.name, cell.layers, cell.seconds)
+        self._send(data, spec, cell)
+
+    def _send(self, data: Dataset, spec: ModelSpec, cell: Cell | None) -> None:
+        if self._progress is not None:
+            layers = " + ".join(column.name for column in data.columns)
+            self._progress(Progress(self._done, self._total, layers, spec.name, cell))

@@ -1,0 +1,89 @@
+"""What training and bundles refuse, each with the facts as fields."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "BundleError",
+    "DatasetError",
+    "FeatureMismatchError",
+    "FoldError",
+    "LabelError",
+    "MissingExtraError",
+    "SplitError",
+    "TrainError",
+    "UnknownModelError",
+    "UntrustedTypeError",
+    "first_few",
+]
+
+_SHOWN = 5
+
+
+class TrainError(Exception):
+    """Anything that this room refuses or finds wrong."""
+
+
+class LabelError(TrainError, ValueError):
+    """The labels cannot be read, or do not fit the images of the store."""
+
+
+class SplitError(TrainError, ValueError):
+    """The rows cannot be divided into training and held-out rows as asked."""
+
+
+class DatasetError(TrainError, ValueError):
+    """Features and labels do not make a data set that can be learned from."""
+
+
+class FoldError(TrainError, ValueError):
+    """A class has too few training rows, or groups, for the cross-validation asked for."""
+
+    def __init__(self, message: str, *, label: str, count: int, folds: int) -> None:
+        self.label, self.count, self.folds = label, count, folds
+        super().__init__(message)
+
+
+class BundleError(TrainError, ValueError):
+    """A bundle is incomplete, altered, of an unknown format, or holds what it must not."""
+
+
+class UntrustedTypeError(BundleError):
+    """A bundle's model names types or functions that no bundle of ours contains; nothing was loaded."""
+
+    def __init__(self, path: object, types: Iterable[str]) -> None:
+        self.types = tuple(types)
+        super().__init__(
+            f"{path}: refused, because it holds {', '.join(self.types)}, which no icecore bundle contains; "
+            "nothing in it was run. Get the bundle again from where it was trained"
+        )
+
+
+class FeatureMismatchError(BundleError):
+    """Features given for prediction are not the ones that the bundle was trained on."""
+
+
+class UnknownModelError(TrainError, LookupError):
+    """There is no model, or metric, of this name."""
+
+    def __init__(self, what: str, name: str, known: Sequence[str]) -> None:
+        self.name, self.known = name, tuple(known)
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        super().__init__(f"no {what} {name!r}; there are {', '.join(known)}{hint}")
+
+
+class MissingExtraError(TrainError, ImportError):
+    """A library of an optional extra is not installed."""
+
+    def __init__(self, purpose: str, library: str, extra: str) -> None:
+        self.library, self.extra = library, extra
+        super().__init__(f"{purpose} needs {library}: pip install 'icecore[{extra}]'")
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Give at most five names, quoted, and how many more there are."""
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more

@@ -1,0 +1,208 @@
+"""The training job: layers x models from one store, to a leaderboard, bundles and a report.
+
+The winner is chosen by cross-validation on training rows; held-out rows only score what was chosen before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from icecore.store import FeatureStore
+
+from .bundle import new_bundle_id, write_bundle
+from .card import make_card
+from .cells import Plan, Progress, Trained, train_cells
+from .errors import TrainError, UnknownModelError
+from .labels import LabelSource
+from .metrics import METRICS, Metric, majority_baseline
+from .models import MODELS, BuildOptions, ClassWeight, model_spec
+from .result import TrainResult
+from .splits import SplitRule
+
+__all__ = ["REPORT", "train_models"]
+
+log = logging.getLogger(__name__)
+
+REPORT = "report.html"
+"""Name of the report in the winner's bundle."""
+
+Save = Literal["best", "all"]
+
+
+def train_models(
+    store_path: Path | str,
+    set_name: str,
+    *,
+    layers: Sequence[str | Sequence[str]],
+    models: Sequence[str] = tuple(MODELS),
+    labels: LabelSource | None = None,
+    split: SplitRule | None = None,
+    grids: Mapping[str, Sequence[float]] | None = None,
+    class_weight: ClassWeight = None,
+    folds: int = 5,
+    seed: int = 0,
+    metric: Metric = "accuracy",
+    name: str = "default",
+    save: Save = "best",
+    report: bool = True,
+    images: Path | str | None = None,
+    config: Mapping[str, Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> TrainResult:
+    """Train every model on every set of layers, choose the best by cross-validation, and save it.
+
+    Parameters
+    ----------
+    store_path
+        Folder of the store.
+    set_name
+        Feature set.
+    layers
+        Each entry makes one row of cells: a layer, or several joined.
+    models
+        Names of models; all of them by default.
+    labels
+        Where the labels are; folders named ``SPLIT/LABEL`` by default.
+    split
+        How to divide the rows; by default as the labels say, or by hash of the id.
+    grids
+        Values of a model's main setting to try instead of its own, the simplest first, by model.
+    class_weight
+        ``balanced`` weighs classes alike, None rows.
+    folds
+        Folds of the cross-validation, at least 2.
+    seed
+        Seed of folds and models.
+    metric
+        What to choose by.
+    name
+        Bundles are kept under this name.
+    save
+        ``best`` saves the winner, ``all`` every cell.
+    report
+        Whether to write ``report.html`` beside the winner.
+    images
+        The image folder, for thumbnails of the worst mistakes in the report.
+    config
+        The resolved configuration, kept in the card.
+    progress
+        Called before and after each cell.
+
+    Returns
+    -------
+    TrainResult
+        The leaderboard and what was saved. Memory: one matrix of features at a time, scaled copies of its
+        training rows, and the models that are to be saved.
+
+    Raises
+    ------
+    TrainError
+        A subclass says what does not fit: labels, split, folds, names, a missing extra.
+    icecore.store.StoreError
+        When the store, the set or a layer is not there.
+
+    Examples
+    --------
+    >>> result = train_models("features", "photos", layers=["layer3", "layer4"])  # doctest: +SKIP
+    >>> print(result.winner.model, result.winner.evaluation.accuracy)  # doctest: +SKIP
+    """
+    plan = _make_plan(models, grids, class_weight, folds, seed, metric)
+    _check_run(layers, name, save)
+    if report:
+        from .report import require_extra
+
+        require_extra()  # before any time is spent
+    with FeatureStore.open(store_path) as store:
+        run = train_cells(
+            store,
+            set_name,
+            layers,
+            plan=plan,
+            labels=labels,
+            split=split,
+            keep_all=save == "all",
+            progress=progress,
+        )
+        folder = store.models_path / name
+    y_train, y_held_out = run.rows.y[run.rows.train], run.rows.y[~run.rows.train]
+    result = TrainResult(
+        cells=run.cells,
+        baseline=majority_baseline(y_train, y_held_out, run.rows.classes),
+        metric=metric,
+        folds=folds,
+        seed=seed,
+        class_weight=class_weight,
+        rows=run.rows,
+        provenance=run.provenance,
+        predictions=run.kept[0].predictions,
+        notes=run.notes,
+        bundles=(),
+        report=None,
+    )
+    return _save(result, run.kept, folder, report=report, images=images, config=config)
+
+
+def _make_plan(
+    models: Sequence[str],
+    grids: Mapping[str, Sequence[float]] | None,
+    class_weight: ClassWeight,
+    folds: int,
+    seed: int,
+    metric: Metric,
+) -> Plan:
+    if metric not in METRICS:
+        raise UnknownModelError("metric", metric, METRICS)
+    if folds < 2:
+        raise TrainError(f"folds: at least 2, found {folds}")
+    specs = tuple(model_spec(model) for model in dict.fromkeys(models))
+    if not specs:
+        raise TrainError(f"models: name at least one of {', '.join(MODELS)}")
+    for model, grid in (grids or {}).items():
+        if not model_spec(model) or not grid:
+            raise TrainError(f"grids: the grid of {model!r} is empty; give values or leave it out")
+    options = BuildOptions(seed=seed, class_weight=class_weight)
+    return Plan(specs, grids or {}, folds, metric, options)
+
+
+def _check_run(layers: Sequence[str | Sequence[str]], name: str, save: str) -> None:
+    if isinstance(layers, str) or not layers or not all(layers):
+        raise TrainError(f"layers: a list of layers, or of lists of layers to join, found {layers!r}")
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise TrainError(f"name: bundles need a plain folder name, found {name!r}")
+    if save not in get_args(Save):
+        raise TrainError(f"save: {' or '.join(get_args(Save))}, found {save!r}")
+
+
+def _save(
+    result: TrainResult,
+    kept: Sequence[Trained],
+    folder: Path,
+    *,
+    report: bool,
+    images: Path | str | None,
+    config: Mapping[str, Any] | None,
+) -> TrainResult:
+    """Write bundles and report, the winner last: its bundle is the newest, and it tells that all is there."""
+    ids = [new_bundle_id() for _ in kept]
+    bundles = tuple(folder / bundle_id for bundle_id in ids)
+    extra = {}
+    if report:
+        from .report import render_report
+
+        page = render_report(result, bundle=bundles[0], images=None if images is None else Path(images))
+        extra = {REPORT: page.encode("utf-8")}
+    for item, bundle_id in reversed(list(zip(kept, ids, strict=True))):
+        write_bundle(
+            folder,
+            bundle_id=bundle_id,
+            steps=item.fitted.steps,
+            model=item.fitted.model,
+            card=make_card(result, item.cell, item.columns, config=config),
+            extra=extra if item is kept[0] else {},
+        )
+        log.info("bundle written: %s", folder / bundle_id)
+    return replace(result, bundles=bundles, report=bundles[0] / REPORT if report else None)

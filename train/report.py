@@ -1,0 +1,153 @@
+r"""The report of a training run: one self-contained HTML page.
+
+It needs no network and runs no script. Every name is escaped; bytes that are not UTF-8 are shown as ``\xff``.
+Needs the ``report`` extra: jinja2, matplotlib, Pillow.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .card import library_versions
+from .errors import MissingExtraError
+from .metrics import sign_of
+from .models import MODELS
+from .plots import plot_cells, plot_confusion, printable
+from .result import TrainResult, rows_to_json
+from .thumbnails import Thumbnail, make_thumbnail
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["Mistake", "render_report", "require_extra", "worst_mistakes"]
+
+MOST_MISTAKES = 24
+"""Mistakes shown, the surest ones."""
+_LIBRARIES = {"jinja2": "jinja2", "matplotlib": "matplotlib", "PIL": "Pillow"}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A held-out image that the winner calls wrong."""
+
+    id: str
+    """image id"""
+    true: str
+    """its class"""
+    called: str
+    """what it is called"""
+    p_true: float
+    """probability given to its class"""
+    p_called: float
+    """probability given to the called one"""
+
+
+def require_extra() -> None:
+    """Check that the libraries of the report are installed.
+
+    Raises
+    ------
+    MissingExtraError
+        When one is not; the message says how to get it.
+    """
+    for module, library in _LIBRARIES.items():
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError("the report", library, "report")
+
+
+def render_report(result: TrainResult, *, bundle: Path, images: Path | None = None) -> str:
+    """Give the report of a run as HTML.
+
+    Parameters
+    ----------
+    result
+        The run.
+    bundle
+        Folder of the winner's bundle, for the commands that use it.
+    images
+        Folder of the images, for thumbnails of the worst mistakes.
+
+    Returns
+    -------
+    str
+        The page; it can always be written as UTF-8. Everything in it but the date follows from the arguments.
+    """
+    winner = result.winner
+    mistakes = worst_mistakes(result)
+    page = _environment().get_template("report.html.jinja")
+    return page.render(
+        result=result,
+        winner=winner,
+        models=MODELS,
+        lower_is_better=sign_of(result.metric) < 0,
+        rows=rows_to_json(result.rows),
+        mistakes=[(mistake, _thumbnail(images, mistake.id)) for mistake in mistakes[:MOST_MISTAKES]],
+        n_mistakes=len(mistakes),
+        with_images=images is not None,
+        cells_plot=plot_cells(result.cells, result.metric, float(getattr(result.baseline, result.metric))),
+        confusion_plot=plot_confusion(winner.evaluation.confusion, result.rows.classes),
+        contract=json.dumps(result.provenance.contract.to_json(), indent=2),
+        source=json.dumps(result.provenance.source, indent=2, default=str),
+        versions=library_versions(),
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        bundle=str(bundle),
+        bundle_quoted=shlex.quote(str(bundle)),
+        bundle_literal=repr(str(bundle)),
+    )
+
+
+def worst_mistakes(result: TrainResult) -> tuple[Mistake, ...]:
+    """Give the winner's mistakes, least probability of the true class first."""
+    seen, classes = result.predictions, result.rows.classes
+    called = seen.proba.argmax(axis=1)
+    p_true = seen.proba[np.arange(len(seen.y)), seen.y]
+    wrong = [i for i in np.argsort(p_true, kind="stable").tolist() if called[i] != seen.y[i]]
+    return tuple(
+        Mistake(
+            id=seen.ids[i],
+            true=classes[seen.y[i]],
+            called=classes[called[i]],
+            p_true=float(p_true[i]),
+            p_called=float(seen.proba[i, called[i]]),
+        )
+        for i in wrong
+    )
+
+
+def _thumbnail(images: Path | None, image: str) -> Thumbnail:
+    return make_thumbnail(images / image) if images is not None else Thumbnail("", "")
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def finalize(value: Any) -> Any:
+        """Make every text that the page shows fit for UTF-8; what is HTML already is left alone."""
+        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    def lines(value: str) -> Markup:
+        """Keep line breaks, which ``finalize`` would show as escapes."""
+        return Markup("\n").join(printable(line) for line in value.splitlines())
+
+    environment = Environment(
+        loader=PackageLoader("icecore.train", "."),
+        autoescape=True,
+        finalize=finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["lines"] = lines
+    environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    environment.filters["setting"] = lambda cell: ", ".join(f"{k} = {v:g}" for k, v in cell.params.items())
+    return environment

@@ -1,0 +1,147 @@
+"""What a training run gives: one cell for each model on each set of layers, the best first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .data import LabelledRows, Provenance
+from .metrics import Evaluation, Metric
+from .models import ClassWeight
+from .search import GridPoint
+
+__all__ = ["Cell", "Predictions", "TrainResult", "rows_to_json"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model on one set of layers."""
+
+    columns: tuple[str, ...]
+    """column names, joined in this order"""
+    n_features: int
+    """numbers an image"""
+    model: str
+    """name of the model"""
+    setting: str
+    """name of its main setting"""
+    best: GridPoint
+    """the chosen value, with the mean and deviation of its cross-validated score"""
+    grid: tuple[GridPoint, ...]
+    """every value tried"""
+    evaluation: Evaluation
+    """scores on the held-out rows, which had no part in any choice"""
+    seconds: float
+    """wall time of search, fit and scoring"""
+    notes: tuple[str, ...]
+    """what a reader should know: no convergence, a choice at the grid's edge"""
+
+    @property
+    def layers(self) -> str:
+        """The columns as one text: ``layer3:avg + layer4:avg``."""
+        return " + ".join(self.columns)
+
+    @property
+    def params(self) -> dict[str, float]:
+        """The chosen setting by name."""
+        return {self.setting: self.best.value}
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the cell as plain JSON values."""
+        return {
+            "columns": list(self.columns),
+            "n_features": self.n_features,
+            "model": self.model,
+            "params": self.params,
+            "cv": {"mean": self.best.mean, "std": self.best.std, "grid": [vars(point) for point in self.grid]},
+            "held_out": self.evaluation.to_json(),
+            "seconds": round(self.seconds, 3),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The winner's probabilities of the held-out rows."""
+
+    ids: tuple[str, ...]
+    """n image ids"""
+    y: NDArray[np.int64]
+    """(n,), true classes"""
+    proba: NDArray[np.floating[Any]]
+    """(n, k), probability of each class"""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Outcome of ``train_models``."""
+
+    cells: tuple[Cell, ...]
+    """the leaderboard: best cross-validated score first; ties by fewer features, then by the simpler model"""
+    baseline: Evaluation
+    """scores of the training rows' class shares on the held-out rows"""
+    metric: Metric
+    """what the cells are ordered and chosen by"""
+    folds: int
+    """folds of the cross-validation"""
+    seed: int
+    """seed of folds and models"""
+    class_weight: ClassWeight
+    """how classes were weighed"""
+    rows: LabelledRows
+    """classes, split, and what was left out"""
+    provenance: Provenance
+    """where the features came from"""
+    predictions: Predictions
+    """the winner's, on the held-out rows"""
+    notes: tuple[str, ...]
+    """what a reader should know of the data"""
+    bundles: tuple[Path, ...]
+    """folders of the saved bundles, in the order of the cells; the first is the winner's"""
+    report: Path | None
+    """the report, inside the winner's bundle; None when none was asked for"""
+
+    @property
+    def winner(self) -> Cell:
+        """The cell with the best cross-validated score on the training rows."""
+        return self.cells[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give what a caller prints or keeps, as plain JSON values."""
+        return {
+            "winner": self.winner.to_json(),
+            "cells": [cell.to_json() for cell in self.cells],
+            "baseline": self.baseline.to_json(),
+            "metric": self.metric,
+            "folds": self.folds,
+            "seed": self.seed,
+            "class_weight": self.class_weight,
+            "classes": list(self.rows.classes),
+            "rows": rows_to_json(self.rows),
+            "set": self.provenance.set_name,
+            "generation": self.provenance.generation,
+            "version": self.provenance.version,
+            "notes": list(self.notes),
+            "bundles": [str(path) for path in self.bundles],
+            "report": None if self.report is None else str(self.report),
+        }
+
+
+def rows_to_json(rows: LabelledRows) -> dict[str, Any]:
+    """Give the counts of rows, the split, and what was left out."""
+    n_train = int(rows.train.sum())
+    return {
+        "training": n_train,
+        "held_out": len(rows.ids) - n_train,
+        "split": rows.split.description,
+        "split_sha256": rows.split.digest,
+        "training_ids_sha256": rows.train_digest,
+        "labels": rows.label_source,
+        "skipped_unknown": len(rows.match.unknown),
+        "skipped_unlabelled": len(rows.match.missing),
+        "failed_images": list(rows.match.failed),
+    }

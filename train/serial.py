@@ -1,0 +1,165 @@
+"""Models on disk: skops or XGBoost's JSON in, nothing but known types out.
+
+No pickle is written or read. Before anything is loaded, every type and function that a skops file names is held
+against a list of ours; skops then checks again. XGBoost's JSON is data only, read by its own parser.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import BundleError, UntrustedTypeError
+
+__all__ = ["TRUSTED_TYPES", "load_skops", "load_xgboost", "save_skops", "save_xgboost"]
+
+TRUSTED_TYPES = frozenset(
+    {
+        "builtins.bool",
+        "builtins.dict",
+        "builtins.float",
+        "builtins.int",
+        "builtins.list",
+        "builtins.str",
+        "builtins.tuple",
+        "icecore.train.pairwise.PairwiseSVC",
+        "numpy.bool",
+        "numpy.float32",
+        "numpy.float64",
+        "numpy.int32",
+        "numpy.int64",
+        "numpy.ndarray",
+        "sklearn.calibration.CalibratedClassifierCV",
+        "sklearn.calibration._CalibratedClassifier",
+        "sklearn.calibration._TemperatureScaling",
+        "sklearn.linear_model._logistic.LogisticRegression",
+        "sklearn.model_selection._split.StratifiedKFold",
+        "sklearn.pipeline.Pipeline",
+        "sklearn.preprocessing._data.StandardScaler",
+        "sklearn.svm._classes.LinearSVC",
+    }
+)
+"""All that the models of this room are made of; a file that names anything else is refused."""
+TRUSTED_NODES = frozenset(
+    {"CachedNode", "DictNode", "JsonNode", "ListNode", "NdArrayNode", "ObjectNode", "TupleNode", "TypeNode"}
+)
+"""The kinds of skops node that they need; none imports a function or unpickles."""
+_SHIM = "sklearn.externals.array_api_compat.torch"
+
+
+def save_skops(value: Any, path: Path) -> None:
+    """Write a fitted scikit-learn object as skops."""
+    _skops().dump(value, path)
+
+
+def load_skops(path: Path) -> Any:
+    """Read a fitted scikit-learn object.
+
+    Raises
+    ------
+    UntrustedTypeError
+        When the file names a type or function outside ``TRUSTED_TYPES``; nothing was loaded.
+    BundleError
+        When it is no skops file, or a damaged one.
+    """
+    named = set(_named(_read_schema(path), path))
+    if odd := sorted(named - TRUSTED_TYPES - {f"skops node {node}" for node in TRUSTED_NODES}):
+        raise UntrustedTypeError(path, odd)
+    skops = _skops()
+    untrusted = skops.get_untrusted_types(file=path)
+    if odd := sorted(set(untrusted) - TRUSTED_TYPES):
+        raise UntrustedTypeError(path, odd)
+    try:
+        return skops.load(path, trusted=untrusted)
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, zipfile.BadZipFile) as exc:
+        raise BundleError(f"{path}: damaged, or of a scikit-learn that this one cannot read ({exc})") from exc
+
+
+def save_xgboost(model: Any, path: Path) -> None:
+    """Write a fitted XGBClassifier in XGBoost's own JSON."""
+    model.save_model(path)
+
+
+def load_xgboost(path: Path) -> XGBoostModel:
+    """Read a classifier from XGBoost's own JSON.
+
+    Raises
+    ------
+    BundleError
+        When XGBoost cannot read it.
+    """
+    import xgboost
+
+    booster = xgboost.Booster()
+    try:
+        booster.load_model(path)
+    except xgboost.core.XGBoostError as exc:
+        raise BundleError(f"{path}: XGBoost cannot read this model ({str(exc).splitlines()[0]})") from exc
+    return XGBoostModel(booster)
+
+
+class XGBoostModel:
+    """A loaded XGBoost classifier: probabilities only."""
+
+    def __init__(self, booster: Any) -> None:
+        self._booster = booster
+
+    def predict_proba(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Give the probability of each class, (n, k) float32; two columns where the model gives only the second."""
+        proba = np.asarray(self._booster.inplace_predict(X))
+        return proba if proba.ndim == 2 else np.vstack((1.0 - proba, proba)).transpose()
+
+
+def _skops() -> Any:
+    """Import skops without torch.
+
+    skops walks all of scikit-learn when imported, and so the shim by which scikit-learn would use torch: with
+    torch installed that took a second longer and loaded it. A None in its place makes the walk pass it over.
+    """
+    if "skops.io" in sys.modules:
+        return sys.modules["skops.io"]
+    with _without(_SHIM):
+        return importlib.import_module("skops.io")
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+def _read_schema(path: Path) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read("schema.json"))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as exc:
+        raise BundleError(f"{path}: not a skops file ({exc})") from exc
+
+
+def _named(node: Any, path: Path) -> Iterator[str]:
+    """Walk a skops schema and give every type, function and kind of node that it names."""
+    pending = [node]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
+            if "__loader__" in node:
+                yield f"skops node {node['__loader__']}"
+                yield f"{node.get('__module__')}.{node.get('__class__')}"
+            pending += node.values()
+        elif isinstance(node, list):
+            pending += node
