@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .pairing import require_pair
     from .predicting import features_of
     from .preprocess import Preprocess
+    from .pretrain import pretrain
     from .report import ExtractReport, FailedImage
     from .trunk import choose_device
 
@@ -57,6 +58,7 @@ __all__ = [
     "known_backbones",
     "list_layers",
     "load_backbone",
+    "pretrain",
     "require_pair",
     "resolve_layers",
 ]
@@ -77,6 +79,7 @@ _WITH_TORCH = {
     "known_backbones": "builders",
     "list_layers": "layers",
     "load_backbone": "backbone",
+    "pretrain": "pretrain",
     "resolve_layers": "layers",
 }
 

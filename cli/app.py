@@ -1,0 +1,189 @@
+"""The ``icecore`` command: its subcommands, and how every one of them ends."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .exits import Outcome
+
+__all__ = ["command", "echo", "main"]
+
+COMMANDS = {
+    "demo": "Run the whole job on bundled digits, offline, and write a report.",
+    "extract": "Push images through a frozen network and store pooled activations.",
+    "layers": "List a network's layers with their shapes and pooled widths.",
+    "predict": "Label images with a trained bundle.",
+    "store": "Look into a feature store: ls, show, verify.",
+    "train": "Train classifiers on stored features and write a report.",
+}
+"""Subcommand -> one line of help; its module in this package has the same name and holds it under ``command``."""
+
+
+class _Lazy(click.Group):
+    """A group that imports a subcommand only when it is run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        found: click.Command = importlib.import_module(f".{name}", __package__).command
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(COMMANDS))}"
+            ctx.fail(f"no command {args[0]!r}{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="icecore")
+def cli() -> None:
+    r"""Freeze a CNN, drill once, study its layers for years.
+
+    \b
+    icecore demo                           # the whole job on bundled digits
+    icecore layers resnet18                # what can be extracted
+    icecore extract experiment.toml        # images -> features, incremental
+    icecore train experiment.toml          # features -> classifiers -> report.html
+    icecore predict BUNDLE photos/         # new images -> labels
+    """
+
+
+def command(*, example: str, rows_on_stdout: bool = False) -> Callable[[Callable[..., Outcome]], click.Command]:
+    """Make a click command of a function that gives an ``Outcome``; adds ``--json`` and ``--result-file``.
+
+    Parameters
+    ----------
+    example
+        Shown at the end of the help.
+    rows_on_stdout
+        The function itself writes its result; the outcome's text goes to stderr.
+    """
+
+    def wrap(body: Callable[..., Outcome]) -> click.Command:
+        @functools.wraps(body)
+        def run(*, as_json: bool, result_file: Path | None, **options: Any) -> NoReturn:
+            outcome = _run(functools.partial(body, **options))
+            _finish(outcome, body.__name__, as_json=as_json, result_file=result_file, to_stderr=rows_on_stdout)
+
+        path = click.Path(path_type=Path, dir_okay=False)
+        run = click.option("--result-file", type=path, help="Also write the outcome there, as JSON.")(run)
+        run = click.option("--json", "as_json", is_flag=True, help="Print the outcome as one JSON line, last.")(run)
+        return click.command(name=body.__name__, epilog=f"\b\nExample:\n  {example}")(run)
+
+    return wrap
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a line whatever bytes its file names hold."""
+    stream = sys.stderr if err else sys.stdout
+    stream.flush()
+    stream.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
+    stream.buffer.flush()
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with one of the documented codes."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        cli.main(args=args, prog_name="icecore", standalone_mode=False)
+    except click.exceptions.Exit as exc:
+        sys.exit(exc.exit_code)
+    except click.UsageError as exc:
+        exc.show()
+        sys.exit(2)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        echo("interrupted", err=True)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _run(body: Callable[[], Outcome]) -> Outcome:
+    from .exits import Exit, Outcome, outcome_of_error
+
+    try:
+        return body()
+    except click.ClickException:
+        raise
+    except BrokenPipeError:
+        # Whoever read our output has left: nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Outcome(Exit.FAILED, error="the reader of the output closed it")
+    except (Exception, KeyboardInterrupt) as exc:
+        outcome = outcome_of_error(exc)
+        if outcome is None:
+            raise
+        return outcome
+
+
+def _finish(outcome: Outcome, name: str, *, as_json: bool, result_file: Path | None, to_stderr: bool) -> NoReturn:
+    if outcome.error:
+        echo(f"icecore {name}: {outcome.error}", err=True)
+    if outcome.text and not as_json:
+        echo(outcome.text, err=to_stderr)
+    value = _jsonable(outcome.to_json(name))
+    if result_file is not None:
+        from icecore.store.durable import write_bytes
+
+        write_bytes(result_file, json.dumps(value, indent=2).encode() + b"\n")
+    if as_json:
+        echo(json.dumps(value))
+    sys.exit(int(outcome.code))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def progress_bar(what: str, *, unit: str = "img") -> Iterator[Callable[[int, int], None]]:
+    """Show progress on stderr where it is a terminal: call with (done, total)."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=unit, disable=None, leave=False) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update

@@ -1,0 +1,155 @@
+"""``icecore extract``: bring a feature set up to date with an image folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .app import command as make_command
+from .app import progress_bar
+from .exits import Exit, Outcome
+from .options import config_argument, set_option
+
+if TYPE_CHECKING:
+    from icecore.extract import ExtractReport
+
+    from .config import ExtractConfig
+
+__all__ = ["command", "extract_from_config", "local_path"]
+
+
+@make_command(example="icecore extract configs/nightly.toml --dry-run")
+@config_argument
+@set_option
+@click.option("--dry-run", is_flag=True, help="Print the sync plan and write nothing.")
+@click.option("--rehash", is_flag=True, help="Read every file, whatever its size and times say.")
+@click.option("--retry-failed", is_flag=True, help="Try recorded failures again although their files are as they were.")
+def extract(config: Path, overrides: tuple[str, ...], dry_run: bool, rehash: bool, retry_failed: bool) -> Outcome:
+    """Push new and changed images through the frozen network of CONFIG and store what its layers give."""
+    from .config import ExtractConfig, load_config
+
+    loaded = load_config(ExtractConfig, config, overrides)
+    report = extract_from_config(
+        loaded,
+        config.parent,
+        dry_run=dry_run,
+        rehash=rehash,
+        retry_failed=retry_failed,
+        command=f"icecore extract {config}",
+    )
+    failed = len(report.failures) + report.plan.failed
+    code = Exit.SOME_IMAGES_FAILED if failed and not dry_run else Exit.DONE
+    return Outcome(code, _facts(report), _plan_text(report) if dry_run else _done_text(report))
+
+
+def extract_from_config(config: ExtractConfig, folder: Path, **options: Any) -> ExtractReport:
+    """Run the extraction that a config describes; ``folder`` is where the config lies."""
+    from icecore.extract import extract_images
+
+    backbone, compute = config.backbone, config.compute
+    with progress_bar("extract") as progress:
+        return extract_images(
+            config.store,
+            config.set,
+            config.source.folder,
+            backbone_name=backbone.name,
+            weights=local_path(backbone.weights, folder),
+            layers=backbone.layers,
+            poolings=backbone.pooling,
+            dtype=backbone.dtype,
+            preprocess=config.preprocess.like,
+            preprocess_changes=config.preprocess.changes(),
+            arguments=backbone.arguments,
+            device=compute.device,
+            precision=compute.precision,
+            batch_size=compute.batch_size,
+            threads=compute.threads,
+            extensions=config.source.extensions,
+            max_pixels=compute.max_pixels,
+            max_removed=config.source.max_removed,
+            progress=progress,
+            **options,
+        )
+
+
+def local_path(weights: str | None, folder: Path) -> str | Path | None:
+    """Take weights for a file, relative to ``folder``, where they look like one; else for a torchvision name."""
+    if weights is not None and (weights.endswith((".pth", ".pt", ".safetensors")) or "/" in weights):
+        return folder / Path(weights).expanduser()
+    return weights
+
+
+def _facts(report: ExtractReport) -> dict[str, Any]:
+    plan = report.plan
+    return {
+        "set": report.set_name,
+        "dry_run": report.dry_run,
+        "version": report.version,
+        **{name: getattr(plan, name) for name in _COUNTS},
+        "to_read": plan.to_read,
+        "gone": len(plan.gone),
+        "forwarded": report.forwarded,
+        "linked": report.linked,
+        "removed": report.removed,
+        "failures": [{"id": f.id, "kind": f.kind, "reason": f.reason} for f in report.failures],
+        "columns": [{"name": c.name, "width": c.width} for c in report.columns],
+        "contract_hash": report.contract_hash,
+        "device": report.device,
+        "precision": report.precision,
+        "source": dict(report.source),
+        "seconds": round(report.seconds, 3),
+        "images_per_second": round(report.images_per_second, 2),
+    }
+
+
+_COUNTS = ("added", "changed", "racy", "backfill", "retried", "failed", "unchanged")
+
+
+def _plan_text(report: ExtractReport) -> str:
+    plan = report.plan
+    lines = [f"{report.set_name}: {plan.to_read:,} files to read, {plan.unchanged:,} unchanged"]
+    told = {
+        "added": "new",
+        "changed": "changed on disk",
+        "racy": "too fresh to trust their times, or read on request",
+        "backfill": "unchanged, but lack a layer",
+        "retried": "failed before, tried again",
+        "failed": "failed before, left alone (--retry-failed tries them)",
+    }
+    lines += [f"  {getattr(plan, name):>8,}  {meaning}" for name, meaning in told.items() if getattr(plan, name)]
+    if plan.broken:
+        lines.append(f"  {len(plan.broken):>8,}  links or special files that cannot be read")
+    if plan.gone:
+        lines.append(f"  {len(plan.gone):>8,}  gone from the folder")
+    columns = ", ".join(f"{column.name} ({column.width})" for column in report.columns)
+    return "\n".join(
+        [*lines, f"  columns: {columns}", f"  on {report.device}, {report.precision}; nothing was written"]
+    )
+
+
+def _done_text(report: ExtractReport) -> str:
+    plan, lines = report.plan, []
+    if not (plan.to_read or plan.gone or plan.broken):
+        lines.append(f"{report.set_name}: nothing to do, {plan.unchanged:,} images unchanged")
+    else:
+        parts = [
+            f"{report.forwarded:,} forwarded",
+            f"{report.linked:,} known by content",
+            f"{plan.unchanged:,} unchanged",
+        ]
+        parts += [f"{report.removed:,} removed"] if report.removed else []
+        lines.append(f"{report.set_name}: {', '.join(parts)}; version {report.version}")
+        if report.forwarded:
+            rate = f"{report.images_per_second:.1f} images/s"
+            lines.append(f"  {report.seconds:.1f} s, {rate} on {report.device}, {report.precision}")
+    if plan.failed:
+        lines.append(f"  {plan.failed:,} failed before and were left alone; --retry-failed tries them again")
+    lines += [f"  failed: {f.id}: {f.reason} ({f.kind})" for f in report.failures[:20]]
+    if len(report.failures) > 20:
+        lines.append(f"  ... and {len(report.failures) - 20:,} more: icecore store show")
+    return "\n".join(lines)
+
+
+command = extract

@@ -1,0 +1,186 @@
+"""``icecore predict``: label images with a trained bundle, by features made exactly as those it was trained on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from .app import command as make_command
+from .app import progress_bar
+from .exits import Exit, Outcome
+
+if TYPE_CHECKING:
+    from icecore.train import Bundle
+
+__all__ = ["Prediction", "command", "predict_images"]
+
+BATCH = 256
+"""Images scored at a time; bounds what is held in memory."""
+
+Prediction = tuple[str, str, Sequence[float], str]
+"""path, label, probability of each class, error: an image has a label or an error"""
+
+
+@make_command(example="icecore predict features/models/default/BUNDLE photos/ --out scores.csv", rows_on_stdout=True)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write; stdout by default.")
+@click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), help="By the ending of --out, else csv.")
+@click.option("--weights", help="The backbone's weights, where they are no longer at the recorded place.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1, 65_536))
+@click.option("--threads", type=click.IntRange(0, 1024), help="Decoding threads; the number of cores by default.")
+def predict(
+    bundle: Path,
+    images: tuple[Path, ...],
+    out: Path | None,
+    form: str | None,
+    weights: str | None,
+    device: str,
+    batch_size: int,
+    threads: int | None,
+) -> Outcome:
+    """Label IMAGES, files or folders, with BUNDLE.
+
+    Writes one row an image: path, label, probability of each class; an unreadable image gets its reason instead.
+    """
+    from icecore.train import load_bundle
+
+    loaded = load_bundle(bundle)
+    paths = [path for image in images for path in _expand(image)]
+    form = form or ("jsonl" if out is not None and out.suffix in {".jsonl", ".ndjson"} else "csv")
+    failed = 0
+
+    def counted(rows: Iterable[Prediction]) -> Iterator[Prediction]:
+        nonlocal failed
+        for row in rows:
+            failed += bool(row[3])
+            yield row
+
+    with progress_bar("predict") as progress:
+        rows = predict_images(
+            loaded, paths, weights=weights, device=device, batch_size=batch_size, threads=threads, progress=progress
+        )
+        _write(counted(rows), loaded.classes, form, out)
+    data = {"bundle": str(bundle), "images": len(paths), "failed": failed, "out": None if out is None else str(out)}
+    told = f"{len(paths):,} images, {failed:,} failed" + (f": {out}" if out else "")
+    return Outcome(Exit.SOME_IMAGES_FAILED if failed else Exit.DONE, data, told)
+
+
+def predict_images(
+    bundle: Bundle,
+    images: Sequence[Path],
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+    batch_size: int = 64,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[Prediction]:
+    """Score image files by a bundle, in their order.
+
+    Yields
+    ------
+    Prediction
+        Path, label, probability of each class in the order of ``bundle.classes``, and an error that is empty for
+        a labelled image.
+
+    Raises
+    ------
+    WeightsError, ContractMismatchError
+        When the weights cannot be found, or are not those of the contract.
+    """
+    import numpy as np
+    from icecore.extract import ImageError, backbone_for, features_of
+    from icecore.store import Column
+
+    backbone = backbone_for(bundle.contract, weights=weights, source=bundle.card["source"])
+    columns = tuple(Column.from_json(spec, spec["width"]) for spec in bundle.card["columns"])
+    for start in range(0, len(images), BATCH):
+        found = list(
+            features_of(
+                backbone,
+                columns,
+                images[start : start + BATCH],
+                device=device,
+                precision=bundle.contract.precision,
+                batch_size=batch_size,
+                threads=threads,
+            )
+        )
+        good = [features for _, features in found if not isinstance(features, ImageError)]
+        scores: list[np.ndarray] = []
+        if good:
+            joined = {column.name: np.stack([features[column] for features in good]) for column in columns}
+            scores = list(bundle.predict_proba(joined))
+        remaining = iter(scores)
+        for path, features in found:
+            if isinstance(features, ImageError):
+                yield os.fspath(path), "", (), f"{features.reason} ({features.kind})"
+            else:
+                proba = next(remaining)
+                yield os.fspath(path), bundle.classes[int(proba.argmax())], proba.tolist(), ""
+        progress(min(start + BATCH, len(images)), len(images))
+
+
+def _expand(path: Path) -> list[Path]:
+    """Give a file itself, and of a folder the images below it, in the order of their names."""
+    if not path.is_dir():
+        return [path]
+    from icecore.store import scan_folder
+
+    scan = scan_folder(path)
+    images = [*scan.images, *(image for image, _ in scan.broken)]
+    return [image.path for image in sorted(images, key=lambda image: image.key)]
+
+
+def _write(rows: Iterable[Prediction], classes: Sequence[str], form: str, out: Path | None) -> None:
+    if out is None:
+        sys.stdout.flush()
+        _write_rows(rows, classes, form, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return
+    from icecore.store.durable import publish
+
+    temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            _write_rows(rows, classes, form, file)
+        publish(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_rows(rows: Iterable[Prediction], classes: Sequence[str], form: str, file: BinaryIO) -> None:
+    if form == "csv":
+        file.write(_csv_line(["path", "label", *(f"p:{name}" for name in classes), "error"]))
+    for path, label, proba, error in rows:
+        if form == "csv":
+            numbers = [f"{p:.6g}" for p in proba] or [""] * len(classes)
+            file.write(_csv_line([path, label, *numbers, error]))
+        else:
+            file.write(_json_line(path, label, dict(zip(classes, proba, strict=False)), error))
+
+
+def _csv_line(cells: Sequence[str]) -> bytes:
+    """Give a line of RFC 4180; bytes of file names that are not UTF-8 are kept as they are."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _json_line(path: str, label: str, proba: dict[str, float], error: str) -> bytes:
+    row: dict[str, Any] = {"path": path}
+    row |= {"error": error} if error else {"label": label, "probabilities": proba}
+    return json.dumps(row).encode() + b"\n"
+
+
+command = predict

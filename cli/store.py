@@ -1,0 +1,106 @@
+"""``icecore store``: look into a feature store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from icecore.store import FeatureSet, FeatureStore, verify_store
+
+from .app import command as make_command
+from .exits import Exit, Outcome
+from .table import table
+
+__all__ = ["command"]
+
+STORE = click.argument("store", type=click.Path(path_type=Path))
+
+
+@click.group(name="store")
+def command() -> None:
+    """Look into a feature store."""
+
+
+@command.add_command
+@make_command(example="icecore store ls features")
+@STORE
+def ls(store: Path) -> Outcome:
+    """List the feature sets of STORE."""
+    with FeatureStore.open(store) as opened:
+        rows = [_summary(opened[name]) for name in opened.sets()]
+    header = ["set", "images", "failed", "layers", "version", "architecture"]
+    text = table(header, [[row[key] for key in header] for row in rows]) if rows else f"{store}: no feature sets yet"
+    return Outcome(Exit.DONE, {"sets": rows}, text)
+
+
+@command.add_command
+@make_command(example="icecore store show features photos")
+@STORE
+@click.argument("set_name", metavar="SET")
+def show(store: Path, set_name: str) -> Outcome:
+    """Show what SET holds, and the contract that its features keep."""
+    with FeatureStore.open(store) as opened:
+        features = opened[set_name]
+        coverage = features.coverage()
+        contract = features.contract.to_json()
+        failures = [failure._asdict() for failure in features.failures()]
+        data = {
+            **_summary(features),
+            "generation": features.generation,
+            "columns": [{"name": c.name, "width": c.width, "dtype": c.dtype, "images": n} for c, n in coverage.items()],
+            "contract": contract,
+            "contract_hash": features.contract.hash,
+            "source": features.source,
+            "library_versions": features.library_versions,
+            "failures": failures,
+        }
+    lines = [
+        f"{set_name}: {data['images']} images, {len(failures)} failed, version {data['version']}",
+        "",
+        table(["column", "width", "dtype", "images"], [[c.name, c.width, c.dtype, n] for c, n in coverage.items()]),
+        "",
+        f"contract {data['contract_hash']}",
+        *(f"  {key}: {value}" for key, value in contract.items() if key != "preprocess"),
+        "  preprocess:",
+        *(f"    {step}" for step in contract["preprocess"]),
+    ]
+    if failures:
+        lines += [
+            "",
+            table(
+                ["failed", "kind", "reason", "attempts"],
+                [[f["id"], f["kind"], f["reason"], f["attempts"]] for f in failures],
+            ),
+        ]
+    return Outcome(Exit.DONE, data, "\n".join(lines))
+
+
+@command.add_command
+@make_command(example="icecore store verify features")
+@STORE
+def verify(store: Path) -> Outcome:
+    """Re-read every byte of STORE and check it against its checksums and the catalog."""
+    report = verify_store(store)
+    data = {
+        "ok": report.ok,
+        "segments": report.segments,
+        "rows": report.rows,
+        "bytes": report.bytes,
+        "problems": [{"path": p.path, "what": p.what} for p in report.problems],
+    }
+    text = f"{store}: {report.segments:,} segments, {report.rows:,} rows, {report.bytes:,} bytes: all sound"
+    if report.ok:
+        return Outcome(Exit.DONE, data, text)
+    found = "\n".join(f"  {p.path}: {p.what}" for p in report.problems)
+    return Outcome(Exit.STORE_INVALID, data, error=f"{store}: {len(report.problems)} problems\n{found}")
+
+
+def _summary(features: FeatureSet) -> dict[str, object]:
+    return {
+        "set": features.name,
+        "images": len(features.ids()),
+        "failed": len(features.failures()),
+        "layers": len(features.columns),
+        "version": features.version,
+        "architecture": features.contract.architecture,
+    }

@@ -1,0 +1,125 @@
+"""``icecore train``: stored features -> classifiers -> bundle and report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .app import command as make_command
+from .app import echo
+from .exits import Exit, Outcome
+from .options import config_argument, set_option
+from .table import table
+
+if TYPE_CHECKING:
+    from icecore.train import Progress, TrainResult
+
+    from .config import TrainConfig
+
+__all__ = ["command", "leaderboard", "train_from_config"]
+
+
+@make_command(example="icecore train configs/experiment.toml --set train.folds=3")
+@config_argument
+@set_option
+def train(config: Path, overrides: tuple[str, ...]) -> Outcome:
+    """Train the classifiers of CONFIG on stored features; choose by cross-validation, score on held-out rows."""
+    from .config import TrainConfig, load_config
+
+    result = train_from_config(load_config(TrainConfig, config, overrides))
+    return Outcome(Exit.DONE, result.to_json(), _text(result))
+
+
+def train_from_config(config: TrainConfig) -> TrainResult:
+    """Run the training that a config describes."""
+    from icecore.store import FeatureStore
+    from icecore.train import CsvLabels, FolderLabels, GivenSplit, HashSplit, train_models
+
+    labels, train = config.labels, config.train
+    layers = train.layers
+    if not layers:
+        with FeatureStore.open(config.store) as store:
+            layers = tuple(column.name for column in store[config.set].columns)
+    return train_models(
+        config.store,
+        config.set,
+        layers=layers,
+        models=train.models,
+        labels=FolderLabels(labels.layout)
+        if labels.csv is None
+        else CsvLabels(labels.csv, unknown=labels.unknown, missing=labels.missing),
+        split=HashSplit(config.split.held_out) if config.split.by == "hash" else GivenSplit(),
+        grids=dict(train.grids.items()),
+        class_weight=None if train.class_weight == "none" else train.class_weight,
+        folds=train.folds,
+        seed=train.seed,
+        metric=train.metric,
+        name=train.name,
+        save=train.save,
+        report=train.report,
+        images=config.source.folder if config.source else None,
+        config=config.model_dump(mode="json"),
+        progress=_say,
+    )
+
+
+def leaderboard(result: TrainResult) -> str:
+    """Give the cells as a table, the best cross-validated one first, the baseline last."""
+    rows: list[list[str]] = []
+    for cell in result.cells:
+        scores = cell.evaluation
+        setting = ", ".join(f"{key}={value:g}" for key, value in cell.params.items())
+        rows.append(
+            [
+                cell.layers,
+                cell.model,
+                setting,
+                f"{cell.best.mean:.4f}",
+                f"{scores.accuracy:.4f}",
+                f"{scores.balanced_accuracy:.4f}",
+                f"{scores.macro_f1:.4f}",
+                f"{scores.log_loss:.4f}",
+                "-" if scores.roc_auc is None else f"{scores.roc_auc:.4f}",
+                f"{cell.seconds:.1f}",
+            ]
+        )
+    base = result.baseline
+    baseline = [f"{value:.4f}" for value in (base.accuracy, base.balanced_accuracy, base.macro_f1, base.log_loss)]
+    rows.append(["(majority class)", "baseline", "", "", *baseline, "0.5000", ""])
+    header = [
+        "layers",
+        "model",
+        "setting",
+        f"cv {result.metric}",
+        "accuracy",
+        "balanced",
+        "macro F1",
+        "log loss",
+        "AUC",
+    ]
+    return table([*header, "seconds"], rows)
+
+
+def _text(result: TrainResult) -> str:
+    winner, baseline = result.winner, result.baseline
+    low, high = winner.evaluation.accuracy_interval
+    interval = f"95 % interval {low:.4f} to {high:.4f}, {winner.evaluation.n} images"
+    lines = [
+        leaderboard(result),
+        "",
+        f"chosen by cross-validation: {winner.model} on {winner.layers}",
+        f"held-out accuracy {winner.evaluation.accuracy:.4f} ({interval}); majority class {baseline.accuracy:.4f}",
+        *(f"note: {note}" for note in result.notes),
+        f"bundle {result.bundles[0]}",
+    ]
+    return "\n".join([*lines, f"report {result.report}"] if result.report else lines)
+
+
+def _say(progress: Progress) -> None:
+    cell: Any = progress.cell
+    if cell is not None:
+        score = f"cv {cell.best.mean:.4f}, {cell.seconds:.1f} s"
+        echo(f"[{progress.done}/{progress.total}] {progress.model} on {progress.layers}: {score}", err=True)
+
+
+command = train
