@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .pairing import require_pair
     from .predicting import features_of
     from .preprocess import Preprocess
-    from .pretrain import pretrain
+    from .pretraining import pretrain
     from .report import ExtractReport, FailedImage
     from .trunk import choose_device
 
@@ -79,7 +79,7 @@ _WITH_TORCH = {
     "known_backbones": "builders",
     "list_layers": "layers",
     "load_backbone": "backbone",
-    "pretrain": "pretrain",
+    "pretrain": "pretraining",
     "resolve_layers": "layers",
 }
 

@@ -82,7 +82,7 @@ def pretrain(
         )
     where = choose_device(device)
     torch.manual_seed(seed)
-    net = find_builder(name).build({"num_classes": max(labels) + 1}).to(where)
+    net = find_builder(name).build({"num_classes": max(labels) + 1}).requires_grad_(True).to(where)
     pixels = _pixels(images, preprocess).to(where)  # (N, 3, H, W)
     classes = torch.tensor(labels, device=where)  # (N,)
     loss = _fit(net, pixels, classes, epochs, batch_size, learning_rate, seed, progress)
