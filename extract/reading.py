@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import stat
@@ -70,6 +69,4 @@ def _signature(status: os.stat_result) -> tuple[int, int]:
 
 
 def _words(exc: OSError) -> str:
-    if exc.errno is None:
-        return type(exc).__name__
-    return os.strerror(exc.errno) + (" (symbolic links in a circle)" if exc.errno == errno.ELOOP else "")
+    return type(exc).__name__ if exc.errno is None else os.strerror(exc.errno)

@@ -48,11 +48,6 @@ def net(width=8, classes=4):
     return Net(width, classes)
 
 
-def random_net():
-    torch.manual_seed(int(torch.randint(1 << 30, ()).item()))
-    return Net()
-
-
 def not_a_network():
     return 3
 

@@ -24,7 +24,7 @@ UNIT = st.floats(0.01, 1, allow_nan=False)
     std=st.tuples(UNIT, UNIT, UNIT),
 )
 def test_steps_survive_json_and_say_it_all(**fields: object) -> None:
-    value = Preprocess(**fields)  # type: ignore[arg-type]
+    value = Preprocess(**fields)
     assert Preprocess.from_steps(json.loads(json.dumps(value.steps))) == value
 
 
@@ -66,7 +66,7 @@ def test_a_missing_step_is_named() -> None:
 )
 def test_impossible_values_are_refused_in_words(fields: dict[str, object], words: str) -> None:
     with pytest.raises(PreprocessError, match=words):
-        Preprocess(**fields)  # type: ignore[arg-type]
+        Preprocess(**fields)
 
 
 def test_an_unknown_field_is_refused() -> None:
