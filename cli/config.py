@@ -42,6 +42,7 @@ def _pooling(value: Any) -> Any:
 ConfigPath = Annotated[Path, BeforeValidator(_below_config)]
 PoolingName = Annotated[str, BeforeValidator(_pooling)]
 Joined = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+Grid = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -150,7 +151,7 @@ class Train(_Section):
     """what the cross-validation chooses by"""
     class_weight: Literal["none", "balanced"] = "none"
     """balanced weighs classes alike, none rows"""
-    grids: dict[ModelName, tuple[Annotated[float, Field(gt=0, strict=False)], ...]] = Field({}, strict=False)
+    grids: dict[ModelName, Grid] = Field({}, strict=False)
     """values of a model's main setting to try instead of its own grid, by model"""
     seed: int = Field(0, ge=0, lt=2**32)
     """seed of folds and models"""

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from icecore.cli.config import ConfigError, ExtractConfig, TrainConfig, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+GOOD = """
+store = "features"
+set = "photos"
+
+[source]
+folder = "photos"
+
+[backbone]
+name = "resnet18"
+weights = "IMAGENET1K_V1"
+layers = ["layer4"]
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "job.toml"
+    path.write_text(GOOD, "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ["experiment", "nightly", "demo"])
+def test_every_example_config_loads(name: str) -> None:
+    path = ROOT / "configs" / f"{name}.toml"
+    load_config(ExtractConfig, path)
+    load_config(TrainConfig, path)
+
+
+@pytest.mark.parametrize("name", ["experiment", "nightly", "demo"])
+def test_every_commented_key_of_the_examples_is_a_real_one(name: str, tmp_path: Path) -> None:
+    """Uncomment `# key = value` and `# [section]` lines: the file must still load."""
+    lines = []
+    for line in (ROOT / "configs" / f"{name}.toml").read_text("utf-8").splitlines():
+        text = line.removeprefix("# ")
+        is_code = text != line and ("=" in text.split("#")[0] or text.startswith("[")) and "--" not in text
+        lines.append(text if is_code else line)
+    path = tmp_path / "all.toml"
+    path.write_text("\n".join(lines), "utf-8")
+    load_config(ExtractConfig, path)
+
+
+def test_the_example_names_every_key() -> None:
+    """What can be set is documented: each key stands in experiment.toml, commented or not."""
+    text = (ROOT / "configs" / "experiment.toml").read_text("utf-8")
+    for name, field in ExtractConfig.model_fields.items():
+        inner = [
+            c for c in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(c, "model_fields")
+        ]
+        for section in inner:
+            assert f"[{name}]" in text
+            for key, value in section.model_fields.items():
+                assert f"{key} = " in text or f"[{name}.{key}]" in text, f"{name}.{key}"
+                assert value.description, f"{name}.{key} has no docstring"
+        if not inner:
+            assert f"{name} = " in text
+
+
+def test_paths_are_relative_to_the_config(config: Path) -> None:
+    loaded = load_config(ExtractConfig, config)
+    assert loaded.store == config.parent / "features"
+    assert loaded.source.folder == config.parent / "photos"
+
+
+def test_overrides_take_toml_values_and_plain_text(config: Path) -> None:
+    loaded = load_config(
+        ExtractConfig, config, ["compute.batch_size=8", "backbone.layers=['a','b']", "backbone.name=vgg16"]
+    )
+    assert (loaded.compute.batch_size, loaded.backbone.layers, loaded.backbone.name) == (8, ("a", "b"), "vgg16")
+
+
+def test_all_faults_are_listed_at_once_with_line_limit_and_suggestion(config: Path) -> None:
+    text = GOOD.replace("layers =", "layrs =") + '\n[compute]\nbatch_size = 0\nprecision = "bf32"\n'
+    config.write_text(text, "utf-8")
+    with pytest.raises(ConfigError) as refused:
+        load_config(ExtractConfig, config, ["compute.threads=-1"])
+    assert set(refused.value.faults) == {
+        f"{config}:8: backbone.layers: missing",
+        f"{config}:11: backbone.layrs: unknown key; did you mean 'layers'?",
+        f"{config}:14: compute.batch_size: input should be greater than or equal to 1, found 0",
+        f"{config}:15: compute.precision: input should be 'fp32', 'bf16' or 'fp16', found 'bf32'; did you mean 'fp32'?",
+        "--set compute.threads: compute.threads: input should be greater than or equal to 0, found -1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("no equals sign", "expected key=value"),
+        ("store.x=1", "store is a value, not a section"),
+        ("backbone.pooling=['mean']", r"backbone.pooling\[0\]: no pooling 'mean': it is avg, max, gem"),
+        ("train.layers=[1]", r"train.layers\[0\]: input should be a valid"),
+        ("train.models=['svm']", r"train.models.*: input should be 'logistic_regression'"),
+        ("set='../x'", "set: string should match pattern"),
+        ("source.max_removed=2", "source.max_removed: input should be less than or equal to 1, found 2"),
+        ("compute.device=gpu", "compute.device: string should match pattern"),
+        ("backbone=1", "backbone: input should be a valid"),
+    ],
+)
+def test_a_wrong_override_says_what_is_expected(config: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        load_config(ExtractConfig, config, [override])
+    assert len(refused.value.faults) == 1
+
+
+def test_a_file_that_is_no_toml_or_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(ExtractConfig, tmp_path / "missing.toml")
+    (tmp_path / "bad.toml").write_text("store = \n", "utf-8")
+    with pytest.raises(ConfigError, match=r"bad.toml: Invalid value \(at line 1"):
+        load_config(ExtractConfig, tmp_path / "bad.toml")
+    (tmp_path / "latin.toml").write_bytes(b'store = "\xff"\n')
+    with pytest.raises(ConfigError, match="latin.toml: 'utf-8' codec"):
+        load_config(ExtractConfig, tmp_path / "latin.toml")
