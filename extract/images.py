@@ -58,7 +58,8 @@ def load_image(data: bytes, preprocess: Preprocess, *, max_pixels: int = MAX_PIX
         Sizes and interpolation; ``mean`` and ``std`` are applied later, on the device.
     max_pixels
         Limit of width x height, checked before any pixel is decoded, and again for the resized image (a strip of
-        1 x 90,000 pixels grows with the square of the size asked for).
+        1 x 90,000 pixels grows with the square of the size asked for). Pillow's own limit,
+        ``PIL.Image.MAX_IMAGE_PIXELS``, holds beside it.
 
     Returns
     -------
@@ -95,7 +96,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except UnidentifiedImageError as exc:
         raise ImageError("decode", f"not an image: first bytes {data[:8]!r}") from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise ImageError("too-large", f"more pixels than the limit of {max_pixels:,}") from exc
+        raise ImageError("too-large", _reason(exc).partition(",")[0]) from exc
     except MemoryError as exc:
         raise ImageError("too-large", "not enough memory to decode it") from exc
     except Exception as exc:
@@ -166,4 +167,5 @@ def _offset(length: int, side: int) -> int:
 def _reason(exc: Exception) -> str:
     lines = _ADDRESS.sub("<...>", str(exc)).strip().splitlines()
     text = lines[0][:160] if lines else type(exc).__name__
-    return text if isinstance(exc, OSError) else f"{type(exc).__name__}: {text}"
+    speaks = isinstance(exc, (OSError, Image.DecompressionBombError, Image.DecompressionBombWarning))
+    return text if speaks else f"{type(exc).__name__}: {text}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from icecore.store import (
     FeatureStore,
     Plan,
     Scan,
-    SourceImage,
     WorkGroup,
     Writer,
     plan_sync,
@@ -31,15 +30,13 @@ from .backbone import Backbone, load_backbone
 from .errors import RemovalRefusedError
 from .images import MAX_PIXELS
 from .layers import columns_for, resolve_layers
-from .pipeline import Batch, Failed, Linked, Row, read_batches
+from .pipeline import read_batches
 from .preprocess import Preprocess
-from .report import ExtractReport, FailedImage
+from .recording import Progress, Tally, fail_image, record_batch
+from .report import ExtractReport
 from .trunk import Trunk, choose_device
 
-__all__ = ["Progress", "extract_images"]
-
-Progress = Callable[[int, int], None]
-"""called after each batch with the images done and the images to do"""
+__all__ = ["extract_images"]
 
 
 @dataclass(frozen=True)
@@ -55,23 +52,6 @@ class _Task:
     threads: int
     max_pixels: int
     source: Mapping[str, str]
-
-
-@dataclass
-class _Tally:
-    """What was done so far."""
-
-    total: int
-    progress: Progress | None
-    forwarded: int = 0
-    linked: int = 0
-    done: int = 0
-    failures: list[FailedImage] = field(default_factory=list)
-
-    def add(self, images: int) -> None:
-        self.done += images
-        if self.progress is not None:
-            self.progress(self.done, self.total)
 
 
 def extract_images(
@@ -210,9 +190,9 @@ def _run(
     ) as writer:
         plan = writer.plan(task.scan, **options)
         _refuse_removal(set_name, task.source["folder"], plan, max_removed)
-        tally = _Tally(total=plan.to_read + len(plan.broken), progress=progress)
+        tally = Tally(total=plan.to_read + len(plan.broken), progress=progress)
         for image, reason in plan.broken:
-            _fail(writer, tally, image, "read", reason)
+            fail_image(writer, tally, image, "read", reason)
         tally.add(len(plan.broken))
         for group in plan.groups:
             _extract_group(writer, group, task, tally)
@@ -230,7 +210,7 @@ def _run(
     )
 
 
-def _extract_group(writer: Writer, group: WorkGroup, task: _Task, tally: _Tally) -> None:
+def _extract_group(writer: Writer, group: WorkGroup, task: _Task, tally: Tally) -> None:
     """Read the images of a group and forward those whose content lacks its columns."""
     trunk: Trunk | None = None  # made for the first batch that has rows
     batches = read_batches(
@@ -247,35 +227,8 @@ def _extract_group(writer: Writer, group: WorkGroup, task: _Task, tally: _Tally)
             if batch.rows:
                 trunk = trunk or _trunk(task, group.columns)
                 features = trunk.forward(batch.pixels)
-            _store_batch(writer, batch, features, tally)
+            record_batch(writer, batch, features, tally)
             tally.add(len(batch.outcomes))
-
-
-def _store_batch(writer: Writer, batch: Batch, features: Mapping[Column, np.ndarray], tally: _Tally) -> None:
-    """Append the rows, then tell what lay between them: links may point to these rows."""
-    rows = batch.rows
-    refused: dict[bytes, str] = {}
-    if rows:
-        refusals = writer.append([row.image for row in rows], [row.content for row in rows], features)
-        reasons = {refusal.image.id: refusal.reason for refusal in refusals}
-        refused = {row.content: reasons[row.image.id] for row in rows if row.image.id in reasons}
-    tally.forwarded += len(rows)
-    for outcome in batch.outcomes:
-        match outcome:
-            case Row(image, content) if content in refused:  # recorded by append
-                tally.failures.append(FailedImage(image.id, "value", refused[content]))
-            case Linked(image, content) if content in refused:
-                _fail(writer, tally, image, "value", refused[content])
-            case Linked(image, content):
-                writer.link(image, content)
-                tally.linked += 1
-            case Failed(image, error):
-                _fail(writer, tally, image, error.kind, error.reason)
-
-
-def _fail(writer: Writer, tally: _Tally, image: SourceImage, kind: str, reason: str) -> None:
-    writer.fail(image, kind, reason)
-    tally.failures.append(FailedImage(image.id, kind, reason))
 
 
 def _trunk(task: _Task, columns: Sequence[Column]) -> Trunk:

@@ -178,5 +178,5 @@ def test_every_torchvision_classifier_has_layers_with_a_known_layout(name: str) 
     assert poolable[-1].width == 1000
     assert all(layer.width > 0 for layer in poolable)
     maps = [layer for layer in poolable if layer.layout in {"NCHW", "NHWC", "NLC"} and layer.shape[-2] > 1]
-    assert maps[-1].width >= 400  # the last block of every published network is at least this wide
+    assert maps[-1].width >= 256  # AlexNet's; the others have 400 and more
     assert len(poolable) > 20

@@ -1,0 +1,69 @@
+"""What becomes of a batch: rows appended, links and failures recorded, everything counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from icecore.store import Column, SourceImage, Writer
+
+from .pipeline import Batch, Failed, Linked, Row
+from .report import FailedImage
+
+__all__ = ["Progress", "Tally", "fail_image", "record_batch"]
+
+Progress = Callable[[int, int], None]
+"""called after each batch with the images done and the images to do"""
+
+
+@dataclass
+class Tally:
+    """What was done so far."""
+
+    total: int
+    """images to do"""
+    progress: Progress | None
+    """told after each batch"""
+    forwarded: int = 0
+    """images that went through the network"""
+    linked: int = 0
+    """images whose content was known"""
+    done: int = 0
+    """images with an outcome"""
+    failures: list[FailedImage] = field(default_factory=list)
+    """images that gave no features"""
+
+    def add(self, images: int) -> None:
+        """Count images as done and tell it."""
+        self.done += images
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def record_batch(writer: Writer, batch: Batch, features: Mapping[Column, np.ndarray], tally: Tally) -> None:
+    """Append the rows, then tell what lay between them: links may point to these rows."""
+    rows = batch.rows
+    refused: dict[bytes, str] = {}
+    if rows:
+        refusals = writer.append([row.image for row in rows], [row.content for row in rows], features)
+        reasons = {refusal.image.id: refusal.reason for refusal in refusals}
+        refused = {row.content: reasons[row.image.id] for row in rows if row.image.id in reasons}
+    tally.forwarded += len(rows)
+    for outcome in batch.outcomes:
+        match outcome:
+            case Row(image, content) if content in refused:  # recorded by append
+                tally.failures.append(FailedImage(image.id, "value", refused[content]))
+            case Linked(image, content) if content in refused:
+                fail_image(writer, tally, image, "value", refused[content])
+            case Linked(image, content):
+                writer.link(image, content)
+                tally.linked += 1
+            case Failed(image, error):
+                fail_image(writer, tally, image, error.kind, error.reason)
+
+
+def fail_image(writer: Writer, tally: Tally, image: SourceImage, kind: str, reason: str) -> None:
+    """Record a failure in the store and in the tally."""
+    writer.fail(image, kind, reason)
+    tally.failures.append(FailedImage(image.id, kind, reason))
