@@ -177,17 +177,17 @@ def _folds_of(data: Dataset, plan: Plan) -> tuple[Fold, ...]:
 def _notes_on(data: Dataset) -> Iterator[str]:
     """Give what makes the scores less certain than they look."""
     match = data.rows.match
-    if match.failed:
-        yield f"{len(match.failed):,} labelled images have no features, as they could not be extracted"
-    if match.unknown:
-        yield f"{len(match.unknown):,} labels were skipped: their images are not in the store"
-    if match.missing:
-        yield f"{len(match.missing):,} images of the store were skipped: they have no label"
-    if repeated := data.repeated_held_out():
-        yield (
-            f"{len(repeated):,} held-out images have the very features of a training image, so the scores "
-            f"flatter: {first_few(repeated)}"
-        )
+    for images, what in (
+        (match.failed, "images left out because they could not be extracted"),
+        (match.unknown, "labels skipped because their images are not in the store"),
+        (match.missing, "images skipped because they have no label"),
+        (
+            data.repeated_held_out(),
+            "held-out images with the very features of a training image, which flatter the scores",
+        ),
+    ):
+        if images:
+            yield f"{what}: {len(images):,} ({first_few(images)})"
     present = set(np.unique(data.held_out()[1]).tolist())
     if absent := [label for i, label in enumerate(data.rows.classes) if i not in present]:
         yield f"no held-out image of class {first_few(absent)}: the scores say nothing about it"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -208,6 +208,8 @@ def label_rows(
     found = labels.read(ids)
     policies = {} if isinstance(labels, FolderLabels) else {"unknown": labels.unknown, "missing": labels.missing}
     match = match_labels(found, ids, failed=failed, **policies)
+    if isinstance(labels, FolderLabels):
+        match = replace(match, failed=tuple(failed))  # every image in the folders was meant to be there
     rule = split or (GivenSplit() if found.split else HashSplit())
     divided = split_rows(rule, match.ids, names=found.split, groups=found.group)
     classes = tuple(sorted({found.label[image] for image in match.ids}))

@@ -55,7 +55,7 @@ def plot_cells(cells: Sequence[Cell], metric: Metric, baseline: float) -> str:
     baseline
         The majority class's held-out score, drawn as a line.
     """
-    layers = list(dict.fromkeys(cell.layers for cell in sorted(cells, key=lambda cell: cell.columns)))
+    layers = list(dict.fromkeys(cell.layers for cell in sorted(cells, key=_depth)))
     models = [name for name in MODELS if any(cell.model == name for cell in cells)]
     width = max(6.4, 1.2 + 0.42 * len(layers) * (len(models) + 1))
 
@@ -109,6 +109,12 @@ def _write_counts(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.floa
     for (i, j), count in np.ndenumerate(counts):
         colour = "#ffffff" if shares[i, j] > 0.5 else _INK
         axes.text(j + 0.5, i + 0.5, str(count), ha="center", va="center", color=colour)
+
+
+def _depth(cell: Cell) -> tuple[int, list[tuple[int, str]]]:
+    """Order layers as their names count, ``features.6`` before ``features.13``, and joined ones last."""
+    parts = re.findall(r"\d+|\D+", cell.layers)
+    return len(cell.columns), [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _bars(axes: Axes, cells: Sequence[Cell], layers: Sequence[str], metric: Metric, i: int, n_models: int) -> None:

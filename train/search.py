@@ -273,6 +273,8 @@ def _convergence() -> Iterator[list[str]]:
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        # The labels are classes, however few images each has: scikit-learn may not guess otherwise.
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
         yield notes
     for warning in caught:
         if issubclass(warning.category, ConvergenceWarning):

@@ -1,0 +1,49 @@
+"""What the room offers, pinned."""
+
+from __future__ import annotations
+
+import icecore.train
+
+
+def test_the_offer_is_this() -> None:
+    assert sorted(icecore.train.__all__) == [
+        "Bundle",
+        "BundleError",
+        "Cell",
+        "CsvLabels",
+        "Dataset",
+        "DatasetError",
+        "Evaluation",
+        "FeatureMismatchError",
+        "FoldError",
+        "FolderLabels",
+        "GivenSplit",
+        "HashSplit",
+        "LabelError",
+        "LabelledRows",
+        "Labels",
+        "METRICS",
+        "MODELS",
+        "MissingExtraError",
+        "Progress",
+        "SplitError",
+        "TrainError",
+        "TrainResult",
+        "UnknownModelError",
+        "UntrustedTypeError",
+        "labels_from_csv",
+        "labels_from_folders",
+        "load_bundle",
+        "load_dataset",
+        "split_rows",
+        "train_models",
+    ]
+    assert all(hasattr(icecore.train, name) for name in icecore.train.__all__)
+
+
+def test_errors_are_also_the_builtins_that_callers_expect() -> None:
+    offered = {name: getattr(icecore.train, name) for name in icecore.train.__all__ if name.endswith("Error")}
+    assert all(issubclass(error, icecore.train.TrainError) for error in offered.values())
+    assert issubclass(icecore.train.LabelError, ValueError)
+    assert issubclass(icecore.train.UnknownModelError, LookupError)
+    assert issubclass(icecore.train.MissingExtraError, ImportError)

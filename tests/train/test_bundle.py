@@ -1,0 +1,286 @@
+"""A bundle says the same after it was saved, is whole or absent, and runs nothing when it is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skops.io
+from icecore.store import FeatureStore
+from icecore.train import (
+    MODELS,
+    BundleError,
+    FeatureMismatchError,
+    TrainResult,
+    UntrustedTypeError,
+    load_bundle,
+    train_models,
+)
+from icecore.train.bundle import CARD, write_bundle
+from icecore.train.serial import load_skops
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+
+@pytest.fixture(scope="module")
+def result(store_path: Path) -> TrainResult:
+    """One bundle of every model, each on two layers joined."""
+    return train_models(
+        store_path, "photos", layers=[["poor", "good"]], name="bundles", save="all", folds=3, report=False,
+        config={"set": "photos"},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def bundle(result: TrainResult, tmp_path: Path) -> Path:
+    """A copy to spoil, of the first bundle that is not XGBoost's."""
+    source = next(path for path in result.bundles if (path / "model.skops").exists())
+    return Path(shutil.copytree(source, tmp_path / "bundle"))
+
+
+def reseal(path: Path, **changes: Any) -> None:
+    """Change a card as someone would who knows how cards are sealed."""
+    from icecore.train.bundle import _seal, _sha256
+
+    card = json.loads((path / CARD).read_text())
+    card.pop("card_sha256")
+    card |= changes
+    card["files"] = {name: _sha256(path / name) for name in card["files"] if (path / name).exists()}
+    (path / CARD).write_text(json.dumps({**card, "card_sha256": _seal(card)}))
+
+
+def test_a_loaded_bundle_predicts_exactly_what_was_reported(result: TrainResult, store_path: Path) -> None:
+    with FeatureStore.open(store_path) as store:
+        ids, X = store["photos"].matrix(["poor", "good"])
+    held_out = np.array([image.startswith("val/") for image in ids])
+    first = load_bundle(result.bundles[0])
+    np.testing.assert_array_equal(first.predict_proba(X[held_out]), result.predictions.proba)
+    assert {load_bundle(path).card["model"] for path in result.bundles} == set(MODELS)
+    for path, cell in zip(result.bundles, result.cells, strict=True):
+        proba = load_bundle(path).predict_proba(X[held_out])
+        y = np.array([result.rows.classes.index(image.split("/")[1]) for image in np.array(ids)[held_out]])
+        assert (proba.argmax(axis=1) == y).mean() == cell.evaluation.accuracy
+        loss = -np.log(proba[np.arange(len(y)), y]).mean()
+        assert loss == pytest.approx(cell.evaluation.log_loss, rel=1e-6)  # XGBoost's is computed in float32
+
+
+def test_columns_may_be_given_by_name_in_any_order(result: TrainResult) -> None:
+    bundle = load_bundle(result.bundles[0])
+    rng = np.random.default_rng(0)
+    poor, good = rng.normal(size=(5, 6)), rng.normal(size=(5, 10))
+    joined = bundle.predict_proba(np.hstack([poor, good]))
+    by_name = bundle.predict_proba({"other": np.zeros((5, 1)), "good:avg": good, "poor:avg": poor})
+    np.testing.assert_array_equal(by_name, joined)
+    assert bundle.predict({"good:avg": good, "poor:avg": poor}) == [bundle.classes[i] for i in joined.argmax(axis=1)]
+    assert bundle.predict_proba(np.zeros((0, 16))).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.zeros((2, 15)), r"shape \(2, 15\); expected \(n, 16\), the columns poor:avg \(6\), good:avg \(10\)"),
+        (np.zeros(16), r"shape \(16,\)"),
+        ({"poor:avg": np.zeros((2, 6))}, "no features of good:avg; found poor:avg"),
+        ({"poor:avg": np.zeros((2, 6)), "good:avg": np.zeros((2, 9))}, r"good:avg has shape \(2, 9\)"),
+        ({"poor:avg": np.zeros((2, 6)), "good:avg": np.zeros((3, 10))}, r"expected \(2, 10\)"),
+        (np.full((2, 16), np.nan), "row 0 holds NaN"),
+    ],
+)
+def test_other_features_than_the_models_are_refused(result: TrainResult, features: Any, message: str) -> None:
+    with pytest.raises(FeatureMismatchError, match=message):
+        load_bundle(result.bundles[0]).predict_proba(features)
+
+
+def test_the_card_says_what_the_model_was_made_of(result: TrainResult, store_path: Path) -> None:
+    bundle = load_bundle(result.bundles[0])
+    card = bundle.card
+    with FeatureStore.open(store_path) as store:
+        photos = store["photos"]
+        assert bundle.contract == photos.contract
+        assert (card["set"], card["generation"], card["version"]) == ("photos", photos.generation, photos.version)
+        assert card["source"] == photos.source
+    assert card["contract_sha256"] == bundle.contract.hash
+    assert [(column.name, column.layer, column.width) for column in bundle.columns] == [
+        ("poor:avg", "poor", 6),
+        ("good:avg", "good", 10),
+    ]
+    assert bundle.classes == ("ants", "bees", "wasps")
+    assert card["rows"]["split_sha256"] == result.rows.split.digest
+    assert card["rows"]["training_ids_sha256"] == result.rows.train_digest
+    assert card["held_out"]["accuracy"] == result.winner.evaluation.accuracy
+    assert card["baseline"]["accuracy"] == result.baseline.accuracy
+    assert card["config"] == {"set": "photos"}
+    assert {"python", "numpy", "scikit-learn", "skops", "xgboost", "icecore"} <= set(card["versions"])
+    assert card["id"] == bundle.path.name
+
+
+def test_a_bundle_can_be_moved(bundle: Path) -> None:
+    assert load_bundle(bundle).predict(np.zeros((1, 16)))[0] in {"ants", "bees", "wasps"}
+
+
+@pytest.mark.parametrize("name", ["steps.skops", "model.skops"])
+def test_a_changed_byte_is_noticed(bundle: Path, name: str) -> None:
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    with pytest.raises(BundleError, match=f"{name}: altered since it was written"):
+        load_bundle(bundle)
+
+
+def test_a_missing_file_is_noticed(bundle: Path) -> None:
+    (bundle / "steps.skops").unlink()
+    with pytest.raises(BundleError, match=r"'steps\.skops' is missing"):
+        load_bundle(bundle)
+
+
+def test_a_changed_card_is_noticed(bundle: Path) -> None:
+    text = (bundle / CARD).read_text()
+    (bundle / CARD).write_text(text.replace('"ants"', '"ANTS"', 1))
+    with pytest.raises(BundleError, match="altered since it was written"):
+        load_bundle(bundle)
+
+
+def test_an_unknown_format_version_is_refused(bundle: Path) -> None:
+    reseal(bundle, format_version=2)
+    with pytest.raises(BundleError, match="bundle format 2; this release reads 1"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "else"}'])
+def test_a_file_that_is_no_card_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / CARD).write_text(text)
+    with pytest.raises(BundleError, match=r"card\.json"):
+        load_bundle(tmp_path)
+
+
+def test_a_folder_without_a_card_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle here"):
+        load_bundle(tmp_path)
+
+
+def test_a_card_cannot_reach_out_of_its_folder(bundle: Path) -> None:
+    reseal(bundle)
+    card = json.loads((bundle / CARD).read_text())
+    from icecore.train.bundle import _seal
+
+    card.pop("card_sha256")
+    card["files"]["../outside"] = "0" * 64
+    (bundle.parent / "outside").write_text("x")
+    (bundle / CARD).write_text(json.dumps({**card, "card_sha256": _seal(card)}))
+    with pytest.raises(BundleError, match="outside"):
+        load_bundle(bundle)
+
+
+class Bomb:
+    """Writes a file when unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch exploded",)
+
+
+def test_a_pickle_in_place_of_a_model_is_not_run(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bundle)
+    (bundle / "model.skops").write_bytes(pickle.dumps(Bomb()))
+    reseal(bundle)
+    with pytest.raises(BundleError, match="not a skops file"):
+        load_bundle(bundle)
+    assert not (bundle / "exploded").exists()
+
+
+@pytest.mark.parametrize("function", [os.system, os.remove, eval, print])
+def test_a_hostile_skops_file_is_refused_by_name_and_not_run(bundle: Path, function: Any) -> None:
+    hostile = Pipeline([("scale", StandardScaler()), ("run", FunctionTransformer(function))])
+    skops.io.dump(hostile, bundle / "steps.skops")
+    reseal(bundle)
+    with pytest.raises(UntrustedTypeError) as caught:
+        load_bundle(bundle)
+    assert any(function.__name__ in name for name in caught.value.types)
+    assert "nothing in it was run" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "loader", ["ConstructorFromReduceNode", "MethodNode", "FunctionNode", "PartialNode", "Nonesuch"]
+)
+def test_nodes_that_could_call_something_are_refused(bundle: Path, tmp_path: Path, loader: str) -> None:
+    """Even where the type itself is one of ours."""
+    path, forged = bundle / "steps.skops", tmp_path / "forged.skops"
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(forged, "w") as copy:
+        for name in archive.namelist():
+            data = archive.read(name)
+            if name == "schema.json":
+                data = json.dumps({**json.loads(data), "__loader__": loader}).encode()
+            copy.writestr(name, data)
+    with pytest.raises(UntrustedTypeError, match=loader):
+        load_skops(forged)
+
+
+def test_a_truncated_skops_file_is_a_bundle_error(bundle: Path) -> None:
+    data = (bundle / "model.skops").read_bytes()
+    (bundle / "model.skops").write_bytes(data[: len(data) // 2])
+    reseal(bundle)
+    with pytest.raises(BundleError, match="not a skops file"):
+        load_bundle(bundle)
+
+
+def test_a_damaged_xgboost_model_is_a_bundle_error(result: TrainResult, tmp_path: Path) -> None:
+    source = next(path for path in result.bundles if (path / "model.json").exists())
+    bundle = Path(shutil.copytree(source, tmp_path / "bundle"))
+    (bundle / "model.json").write_text('{"learner": 1}')
+    reseal(bundle)
+    with pytest.raises(BundleError, match="XGBoost cannot read this model"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "step", ["icecore.train.serial.save_skops", "icecore.train.bundle._fsync", "pathlib.Path.rename"]
+)
+def test_a_bundle_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    scaler = StandardScaler().fit(np.zeros((2, 2)))
+    monkeypatch.setattr(step, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_bundle(tmp_path / "models", bundle_id="one", steps=scaler, model=scaler, card={})
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_an_abandoned_unfinished_bundle_is_swept_and_a_fresh_one_is_not(tmp_path: Path) -> None:
+    scaler = StandardScaler().fit(np.zeros((2, 2)))
+    for name, age in (("old", 2 * 24 * 3600), ("new", 0)):
+        stray = tmp_path / f".{name}.tmp"
+        stray.mkdir()
+        os.utime(stray, (stray.stat().st_atime, stray.stat().st_mtime - age))
+    write_bundle(tmp_path, bundle_id="one", steps=scaler, model=scaler, card={})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".new.tmp", "one"]
+
+
+def test_a_bundle_is_never_written_over(tmp_path: Path) -> None:
+    scaler = StandardScaler().fit(np.zeros((2, 2)))
+    write_bundle(tmp_path, bundle_id="one", steps=scaler, model=scaler, card={})
+    with pytest.raises(BundleError, match="a bundle here already"):
+        write_bundle(tmp_path, bundle_id="one", steps=scaler, model=scaler, card={})
+
+
+def test_neither_import_nor_loading_brings_torch(result: TrainResult) -> None:
+    """skops walks all of scikit-learn when imported, torch's shim included; that must not load torch."""
+    script = """
+import sys
+import icecore.train
+assert not {"torch", "sklearn", "xgboost", "skops", "matplotlib"} & set(sys.modules), sorted(sys.modules)
+for path in sys.argv[1:]:
+    icecore.train.load_bundle(path)
+assert "torch" not in sys.modules
+assert "sklearn.externals.array_api_compat.torch" not in sys.modules
+"""
+    paths = [str(path) for path in result.bundles]
+    subprocess.run([sys.executable, "-c", script, *paths], check=True, timeout=120)

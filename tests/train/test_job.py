@@ -1,0 +1,189 @@
+"""The job trains every cell, chooses on training rows alone, and tells what it did."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from icecore.store import FeatureStore, LayerNotFoundError
+from icecore.train import (
+    MODELS,
+    CsvLabels,
+    FoldError,
+    MissingExtraError,
+    Progress,
+    TrainError,
+    TrainResult,
+    UnknownModelError,
+    train_models,
+)
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+QUICK = {"report": False, "folds": 3}
+
+
+def run(path: Path, **options: Any) -> TrainResult:
+    settings = {**QUICK, "layers": ["good"], "models": ["logistic_regression"], **options}
+    return train_models(path, "photos", **settings)
+
+
+@pytest.fixture(scope="module")
+def result(store_path: Path) -> TrainResult:
+    """Every model on both layers and on the two joined."""
+    return train_models(
+        store_path, "photos", layers=["poor", "good", ["poor", "good"]], name="all", save="all", seed=3, **QUICK
+    )  # type: ignore[arg-type]
+
+
+def test_every_model_is_trained_on_every_set_of_layers(result: TrainResult) -> None:
+    found = {(cell.columns, cell.model) for cell in result.cells}
+    layers = [("poor:avg",), ("good:avg",), ("poor:avg", "good:avg")]
+    assert found == {(columns, model) for columns in layers for model in MODELS}
+    assert {cell.n_features for cell in result.cells} == {6, 10, 16}
+
+
+def test_the_leaderboard_is_ordered_by_cross_validation_then_simplicity(result: TrainResult) -> None:
+    order = [(-round(c.best.mean, 12), c.n_features, list(MODELS).index(c.model)) for c in result.cells]
+    assert order == sorted(order)
+    assert result.winner is result.cells[0]
+
+
+def test_scores_equal_plain_scikit_learn_on_the_same_rows(result: TrainResult, store_path: Path) -> None:
+    with FeatureStore.open(store_path) as store:
+        ids, X = store["photos"].matrix("good")
+    y = np.array([image.split("/")[1] for image in ids])
+    train = np.array([image.startswith("train/") for image in ids])
+    cell = next(c for c in result.cells if c.columns == ("good:avg",) and c.model == "logistic_regression")
+    plain = make_pipeline(StandardScaler(), LogisticRegression(C=cell.best.value, max_iter=5000))
+    folds = StratifiedKFold(3, shuffle=True, random_state=3)
+    assert cell.best.mean == pytest.approx(cross_val_score(plain, X[train], y[train], cv=folds).mean())
+    assert cell.evaluation.accuracy == pytest.approx(plain.fit(X[train], y[train]).score(X[~train], y[~train]))
+    assert cell.evaluation.accuracy > result.baseline.accuracy
+
+
+def test_the_same_seed_gives_the_same_numbers(result: TrainResult, store_path: Path) -> None:
+    again = train_models(
+        store_path, "photos", layers=["poor", "good", ["poor", "good"]], name="again", save="best", seed=3, **QUICK
+    )  # type: ignore[arg-type]
+    assert [replace(c, seconds=0) for c in again.cells] == [replace(c, seconds=0) for c in result.cells]
+    np.testing.assert_array_equal(again.predictions.proba, result.predictions.proba)
+
+
+def test_held_out_labels_have_no_part_in_the_choice(result: TrainResult, store_path: Path, tmp_path: Path) -> None:
+    """With held-out labels shuffled, every choice, setting and cross-validated score stays as it was."""
+    with FeatureStore.open(store_path) as store:
+        ids = store["photos"].ids()
+    labels = [image.split("/")[1] for image in ids]
+    held_out = [i for i, image in enumerate(ids) if image.startswith("val/")]
+    for i, j in zip(held_out, held_out[5:] + held_out[:5], strict=True):
+        labels[i] = ids[j].split("/")[1]
+    rows = [f"{image},{label},{image.split('/')[0]}" for image, label in zip(ids, labels, strict=True)]
+    path = tmp_path / "labels.csv"
+    path.write_text("\n".join(["path,label,split", *rows]))
+    layers = ["poor", "good", ["poor", "good"]]
+    other = train_models(store_path, "photos", layers=layers, labels=CsvLabels(path), name="shuffled", seed=3, **QUICK)  # type: ignore[arg-type]
+    assert [(c.columns, c.model, c.params, c.best) for c in other.cells] == [
+        (c.columns, c.model, c.params, c.best) for c in result.cells
+    ]
+    assert other.winner.evaluation.accuracy < result.winner.evaluation.accuracy
+
+
+def test_progress_is_told_before_and_after_each_cell(store_path: Path) -> None:
+    told: list[Progress] = []
+    run(store_path, models=["logistic_regression", "linear_svm"], name="told", progress=told.append)
+    assert [(p.done, p.total, p.model, p.cell is None) for p in told] == [
+        (0, 2, "logistic_regression", True),
+        (1, 2, "logistic_regression", False),
+        (1, 2, "linear_svm", True),
+        (2, 2, "linear_svm", False),
+    ]
+
+
+def test_the_result_is_plain_json(result: TrainResult) -> None:
+    value = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert value["rows"]["training"] == 60
+    assert value["rows"]["held_out"] == 24
+    assert len(value["cells"]) == 12
+
+
+def test_a_grid_of_ones_own_is_used(store_path: Path) -> None:
+    found = run(store_path, models=["xgboost"], grids={"xgboost": [1.0]}, name="grid").winner
+    assert found.params == {"max_depth": 1}
+    assert len(found.grid) == 1
+
+
+def test_log_loss_orders_the_smallest_first(store_path: Path) -> None:
+    found = run(store_path, layers=["poor", "good"], metric="log_loss", name="loss")
+    assert found.cells[0].best.mean < found.cells[1].best.mean
+    assert found.winner.columns == ("good:avg",)
+
+
+def test_a_class_with_one_image_stops_before_training(lab: Any) -> None:
+    ids = [*lab.ids(5, 2, ("ants", "bees")), "train/wasps/000.jpg"]
+    with pytest.raises(FoldError, match="class 'wasps' has 1 training rows"):
+        run(lab.store(ids))
+
+
+def test_a_class_without_held_out_rows_is_noted(lab: Any) -> None:
+    ids = [*lab.ids(6, 3, ("ants", "bees")), *(f"train/wasps/{i}.jpg" for i in range(6))]
+    found = run(lab.store(ids))
+    assert found.winner.evaluation.roc_auc is None
+    assert any("no held-out image of class 'wasps'" in note for note in found.notes)
+
+
+def test_what_was_left_out_is_noted(lab: Any) -> None:
+    ids = lab.ids(6, 3, ("ants", "bees"))
+    X = lab.features(ids, 4, signal=1)
+    X[ids.index("val/bees/001.jpg")] = X[ids.index("train/ants/000.jpg")]
+    found = run(lab.store(ids, failed=["train/ants/x.gif"], good=X))
+    assert found.notes == (
+        "images left out because they could not be extracted: 1 ('train/ants/x.gif')",
+        "held-out images with the very features of a training image, which flatter the scores: 1 ('val/bees/001.jpg')",
+    )
+    assert found.to_json()["rows"]["failed_images"] == ["train/ants/x.gif"]
+
+
+def test_a_wrong_layer_stops_before_any_cell(store_path: Path) -> None:
+    told: list[Progress] = []
+    with pytest.raises(LayerNotFoundError):
+        run(store_path, layers=["good", "bad"], progress=told.append)
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"models": ["xgbost"]}, UnknownModelError, "did you mean 'xgboost'"),
+        ({"models": []}, TrainError, "name at least one"),
+        ({"metric": "f1"}, UnknownModelError, "no metric 'f1'"),
+        ({"folds": 1}, TrainError, "at least 2"),
+        ({"layers": []}, TrainError, "a list of layers"),
+        ({"layers": "good"}, TrainError, "a list of layers"),
+        ({"layers": [[]]}, TrainError, "a list of layers"),
+        ({"name": "../x"}, TrainError, "plain folder name"),
+        ({"save": "none"}, TrainError, "best or all"),
+        ({"grids": {"xgboost": []}}, TrainError, "is empty"),
+        ({"grids": {"svm": [1]}}, UnknownModelError, "no model 'svm'"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(
+    store_path: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        run(store_path, **options)
+    assert message in str(caught.value)
+
+
+def test_a_missing_report_extra_is_named_before_training(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Progress] = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "jinja2" else object())
+    with pytest.raises(MissingExtraError, match=r"needs jinja2: pip install 'icecore\[report\]'"):
+        run(store_path, report=True, progress=told.append)
+    assert told == []
