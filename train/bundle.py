@@ -7,15 +7,9 @@ what the model was trained on. Loading a bundle runs no code from it; see ``seri
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import secrets
-import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +18,10 @@ from icecore.store import Contract, StoreError
 from numpy.typing import ArrayLike, NDArray
 
 from . import serial
+from .bundle_format import CARD, FORMAT, FORMAT_VERSION, SKOPS_MODEL, STEPS, XGBOOST_MODEL, file_sha256, seal
 from .errors import BundleError, FeatureMismatchError
 
-__all__ = ["CARD", "FORMAT", "FORMAT_VERSION", "Bundle", "load_bundle", "new_bundle_id", "write_bundle"]
-
-FORMAT = "icecore.bundle"
-"""What ``card.json`` says it is."""
-FORMAT_VERSION = 1
-"""Version of the bundle's layout; a reader refuses versions that it does not know."""
-CARD = "card.json"
-STRAY_SECONDS = 24 * 3600
-"""Age at which an unfinished bundle is taken for abandoned."""
-STEPS, SKOPS_MODEL, XGBOOST_MODEL = "steps.skops", "model.skops", "model.json"
+__all__ = ["Bundle", "BundleColumn", "load_bundle"]
 
 
 @dataclass(frozen=True)
@@ -171,103 +157,6 @@ def load_bundle(path: Path | str) -> Bundle:
     return Bundle(path, card, classes, columns, contract, serial.load_skops(path / STEPS), model)
 
 
-def new_bundle_id(now: datetime | None = None) -> str:
-    """Give a name for a bundle: UTC time and eight random hex digits, so that names sort by time."""
-    return f"{(now or datetime.now(UTC)).strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(4)}"
-
-
-def write_bundle(
-    folder: Path,
-    *,
-    bundle_id: str,
-    steps: Any,
-    model: Any,
-    card: Mapping[str, Any],
-    extra: Mapping[str, bytes] | None = None,
-) -> Path:
-    """Write a bundle so that it is there whole, and durably, or not at all.
-
-    Parameters
-    ----------
-    folder
-        Where bundles of this name are kept; made when missing.
-    bundle_id
-        Its name in there; see ``new_bundle_id``.
-    steps
-        Fitted preprocessing.
-    model
-        Fitted classifier, of scikit-learn or XGBoost.
-    card
-        What to record; format, id, file checksums and a checksum of the card are added.
-    extra
-        Other files by name, such as the report.
-
-    Returns
-    -------
-    Path
-        The bundle's folder.
-
-    Raises
-    ------
-    BundleError
-        When a bundle of this id is already there.
-    """
-    final = folder / bundle_id
-    if final.exists():
-        raise BundleError(f"{final}: there is a bundle here already")
-    folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
-    temporary = folder / f".{bundle_id}.tmp"
-    temporary.mkdir()
-    try:
-        _write_files(temporary, steps, model, extra or {})
-        files = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-        body = {"format": FORMAT, "format_version": FORMAT_VERSION, "id": bundle_id, **card, "files": files}
-        sealed = {**body, "card_sha256": _seal(body)}
-        (temporary / CARD).write_text(json.dumps(sealed, indent=1, allow_nan=False) + "\n", encoding="ascii")
-        _publish(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return final
-
-
-def _write_files(folder: Path, steps: Any, model: Any, extra: Mapping[str, bytes]) -> None:
-    serial.save_skops(steps, folder / STEPS)
-    save: Callable[[Any, Path], None] = serial.save_skops
-    name = SKOPS_MODEL
-    if type(model).__module__.split(".")[0] == "xgboost":
-        save, name = serial.save_xgboost, XGBOOST_MODEL
-    save(model, folder / name)
-    for file, data in extra.items():
-        (folder / file).write_bytes(data)
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    """Force all files to disk, then give the folder its name."""
-    for entry in (*temporary.iterdir(), temporary):
-        _fsync(entry)
-    temporary.rename(final)
-    _fsync(final.parent)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed runs left behind; a live one writes a bundle in seconds."""
-    for stray in folder.glob(".*.tmp"):
-        if time.time() - stray.stat().st_mtime > STRAY_SECONDS:
-            shutil.rmtree(stray)
-
-
-def _fsync(path: Path) -> None:
-    if path.is_dir() and os.name != "posix":
-        return  # Windows has no such call for folders and journals them itself
-    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _read_card(path: Path) -> dict[str, Any]:
     file = path / CARD
     try:
@@ -284,7 +173,7 @@ def _read_card(path: Path) -> dict[str, Any]:
             "Upgrade icecore, or train the model again"
         )
     body = {key: value for key, value in card.items() if key != "card_sha256"}
-    if card.get("card_sha256") != _seal(body) or not isinstance(card.get("files"), dict):
+    if card.get("card_sha256") != seal(body) or not isinstance(card.get("files"), dict):
         raise BundleError(f"{file}: altered since it was written (its checksum does not fit)")
     return card
 
@@ -297,20 +186,10 @@ def _check_files(path: Path, card: Mapping[str, Any]) -> None:
     for name, digest in files.items():
         if Path(name).name != name or not (path / name).is_file():
             raise BundleError(f"{path}: {name!r} is missing; copy the whole folder again")
-        if _sha256(path / name) != digest:
+        if file_sha256(path / name) != digest:
             raise BundleError(f"{path / name}: altered since it was written (its sha256 is not the card's)")
 
 
 def _names(files: Mapping[str, str]) -> str:
     names: Sequence[str] = sorted(files)
     return ", ".join(names) or "no files"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _seal(body: Mapping[str, Any]) -> str:
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from icecore.store import FeatureStore
 
-from .bundle import new_bundle_id, write_bundle
+from .bundle_write import new_bundle_id, write_bundle
 from .card import make_card
 from .cells import Plan, Progress, Trained, train_cells
 from .errors import TrainError, UnknownModelError

@@ -5,24 +5,22 @@ Only training rows ever come here. The scaler is fitted inside each fold.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import FoldError
 from .metrics import Metric, metric_score, sign_of
 from .models import BuildOptions, ModelSpec
+from .solving import convergence_notes, folds_in_threads
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-__all__ = ["Fitted", "GridPoint", "Search", "fit_model", "make_folds", "search_setting", "usable_threads"]
+__all__ = ["Fitted", "GridPoint", "Search", "fit_model", "make_folds", "search_setting"]
 
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 
@@ -65,11 +63,6 @@ class Fitted:
     def predict_proba(self, X: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
         """Give the probability of each class, (n, k), for raw features (n, D)."""
         return np.asarray(self.model.predict_proba(self.steps.transform(X)))
-
-
-def usable_threads() -> int:
-    """Give the number of cores that this process may use (affinity and container limits honoured)."""
-    return int(joblib.cpu_count())
 
 
 def make_folds(
@@ -164,7 +157,7 @@ def search_setting(
         refit=False,
         error_score="raise",
     )
-    with _convergence() as notes, _folds_in_threads():
+    with convergence_notes() as notes, folds_in_threads():
         search.fit(X, y, **_fit_params(spec, y, options, prefix="model__"))
     found = search.cv_results_
     points = tuple(
@@ -211,7 +204,7 @@ def fit_model(
     model = spec.build(options).set_params(**{spec.setting: spec.kind(value)})
     if not spec.has_probabilities:
         model = _calibrated(model, folds, options)
-    with _convergence() as notes, _folds_in_threads():
+    with convergence_notes() as notes, folds_in_threads():
         model.fit(steps.fit_transform(X), y, **_fit_params(spec, y, options))
     return Fitted(steps, model, tuple(notes))
 
@@ -250,38 +243,6 @@ def _fit_params(spec: ModelSpec, y: NDArray[np.int64], options: BuildOptions, *,
     from sklearn.utils.class_weight import compute_sample_weight
 
     return {f"{prefix}sample_weight": compute_sample_weight(options.class_weight, y)}
-
-
-@contextmanager
-def _folds_in_threads() -> Iterator[None]:
-    """Fit folds side by side, one thread each, as many as there are cores.
-
-    The solvers let go of the interpreter's lock. Linear algebra inside a fold keeps to its thread: there are never
-    more threads than cores, and the sums do not depend on how many cores there are.
-    """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
-
-    with threadpool_limits(1), joblib.parallel_config("threading", n_jobs=usable_threads()):
-        yield
-
-
-@contextmanager
-def _convergence() -> Iterator[list[str]]:
-    """Turn ConvergenceWarnings into notes, one for each different text, and pass other warnings on."""
-    from sklearn.exceptions import ConvergenceWarning
-
-    notes: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        # The labels are classes, however few images each has: scikit-learn may not guess otherwise.
-        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
-        yield notes
-    for warning in caught:
-        if issubclass(warning.category, ConvergenceWarning):
-            text = f"did not converge: {str(warning.message).splitlines()[0]}"
-            notes += [text] if text not in notes else []
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _edge_note(spec: ModelSpec, best: GridPoint, values: Sequence[float]) -> tuple[str, ...]:

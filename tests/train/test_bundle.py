@@ -25,7 +25,8 @@ from icecore.train import (
     load_bundle,
     train_models,
 )
-from icecore.train.bundle import CARD, write_bundle
+from icecore.train.bundle_format import CARD, file_sha256, seal
+from icecore.train.bundle_write import write_bundle
 from icecore.train.serial import load_skops
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -49,13 +50,11 @@ def bundle(result: TrainResult, tmp_path: Path) -> Path:
 
 def reseal(path: Path, **changes: Any) -> None:
     """Change a card as someone would who knows how cards are sealed."""
-    from icecore.train.bundle import _seal, _sha256
-
     card = json.loads((path / CARD).read_text())
     card.pop("card_sha256")
     card |= changes
-    card["files"] = {name: _sha256(path / name) for name in card["files"] if (path / name).exists()}
-    (path / CARD).write_text(json.dumps({**card, "card_sha256": _seal(card)}))
+    card["files"] = {name: file_sha256(path / name) for name in card["files"] if (path / name).exists()}
+    (path / CARD).write_text(json.dumps({**card, "card_sha256": seal(card)}))
 
 
 def test_a_loaded_bundle_predicts_exactly_what_was_reported(result: TrainResult, store_path: Path) -> None:
@@ -170,12 +169,10 @@ def test_a_folder_without_a_card_is_no_bundle(tmp_path: Path) -> None:
 def test_a_card_cannot_reach_out_of_its_folder(bundle: Path) -> None:
     reseal(bundle)
     card = json.loads((bundle / CARD).read_text())
-    from icecore.train.bundle import _seal
-
     card.pop("card_sha256")
     card["files"]["../outside"] = "0" * 64
     (bundle.parent / "outside").write_text("x")
-    (bundle / CARD).write_text(json.dumps({**card, "card_sha256": _seal(card)}))
+    (bundle / CARD).write_text(json.dumps({**card, "card_sha256": seal(card)}))
     with pytest.raises(BundleError, match="outside"):
         load_bundle(bundle)
 
@@ -241,7 +238,7 @@ def test_a_damaged_xgboost_model_is_a_bundle_error(result: TrainResult, tmp_path
 
 
 @pytest.mark.parametrize(
-    "step", ["icecore.train.serial.save_skops", "icecore.train.bundle._fsync", "pathlib.Path.rename"]
+    "step", ["icecore.train.serial.save_skops", "icecore.train.bundle_write._fsync", "pathlib.Path.rename"]
 )
 def test_a_bundle_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def fail(*_: Any) -> None:

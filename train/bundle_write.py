@@ -1,0 +1,119 @@
+"""Write a bundle so that it appears whole or not at all, and stays after a power cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import serial
+from .bundle_format import CARD, FORMAT, FORMAT_VERSION, SKOPS_MODEL, STEPS, XGBOOST_MODEL, file_sha256, seal
+from .errors import BundleError
+
+__all__ = ["new_bundle_id", "write_bundle"]
+
+STRAY_SECONDS = 24 * 3600
+"""Age at which an unfinished bundle is taken for abandoned."""
+
+
+def new_bundle_id(now: datetime | None = None) -> str:
+    """Give a name for a bundle: UTC time and eight random hex digits, so that names sort by time."""
+    return f"{(now or datetime.now(UTC)).strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(4)}"
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    bundle_id: str,
+    steps: Any,
+    model: Any,
+    card: Mapping[str, Any],
+    extra: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write a bundle so that it is there whole, and durably, or not at all.
+
+    Parameters
+    ----------
+    folder
+        Where bundles of this name are kept; made when missing.
+    bundle_id
+        Its name in there; see ``new_bundle_id``.
+    steps
+        Fitted preprocessing.
+    model
+        Fitted classifier, of scikit-learn or XGBoost.
+    card
+        What to record; format, id, file checksums and a checksum of the card are added.
+    extra
+        Other files by name, such as the report.
+
+    Returns
+    -------
+    Path
+        The bundle's folder.
+
+    Raises
+    ------
+    BundleError
+        When a bundle of this id is already there.
+    """
+    final = folder / bundle_id
+    if final.exists():
+        raise BundleError(f"{final}: there is a bundle here already")
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    temporary = folder / f".{bundle_id}.tmp"
+    temporary.mkdir()
+    try:
+        _write_files(temporary, steps, model, extra or {})
+        files = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
+        body = {"format": FORMAT, "format_version": FORMAT_VERSION, "id": bundle_id, **card, "files": files}
+        sealed = {**body, "card_sha256": seal(body)}
+        (temporary / CARD).write_text(json.dumps(sealed, indent=1, allow_nan=False) + "\n", encoding="ascii")
+        _publish(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def _write_files(folder: Path, steps: Any, model: Any, extra: Mapping[str, bytes]) -> None:
+    serial.save_skops(steps, folder / STEPS)
+    save: Callable[[Any, Path], None] = serial.save_skops
+    name = SKOPS_MODEL
+    if type(model).__module__.split(".")[0] == "xgboost":
+        save, name = serial.save_xgboost, XGBOOST_MODEL
+    save(model, folder / name)
+    for file, data in extra.items():
+        (folder / file).write_bytes(data)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Force all files to disk, then give the folder its name."""
+    for entry in (*temporary.iterdir(), temporary):
+        _fsync(entry)
+    temporary.rename(final)
+    _fsync(final.parent)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left behind; a live one writes a bundle in seconds."""
+    for stray in folder.glob(".*.tmp"):
+        if time.time() - stray.stat().st_mtime > STRAY_SECONDS:
+            shutil.rmtree(stray)
+
+
+def _fsync(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":
+        return  # Windows has no such call for folders and journals them itself
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
