@@ -24,6 +24,9 @@ from .reading import read_image_file
 
 __all__ = ["Batch", "Failed", "Linked", "Row", "read_batches"]
 
+MOST_OUTCOMES = 4096
+"""Images told at once: a run that meets a million known files must neither hold nor commit them in one piece."""
+
 
 class Row(NamedTuple):
     """An image that is to be forwarded."""
@@ -59,7 +62,7 @@ class Batch:
     outcomes: tuple[Row | Linked | Failed, ...]
     """one an image"""
     pixels: np.ndarray
-    """uint8 (n, 3, crop, crop): one row for each ``Row``, in order; n may be 0 in the last batch"""
+    """uint8 (n, 3, crop, crop): one row for each ``Row``, in order; n may be 0"""
 
     @property
     def rows(self) -> list[Row]:
@@ -107,7 +110,8 @@ def read_batches(
     Yields
     ------
     Batch
-        With ``batch_size`` rows, the last one with fewer. At most ``batch_size + 2 * threads`` decoded images wait
+        With ``batch_size`` rows, the last one with fewer; after some thousand images that need no pass, also one
+        without rows, so that images are told in their order but for rows that wait to fill a batch. At most ``batch_size + 2 * threads`` decoded images wait
         at any moment, beside the batch being filled. To stop early close the generator (``contextlib.closing``),
         which waits for its threads.
     """
@@ -123,6 +127,8 @@ def read_batches(
             filling.add(loaded, is_known)
             if filling.full:
                 yield filling.take()
+            elif len(filling.outcomes) >= MOST_OUTCOMES + batch_size:
+                yield filling.take_finished()
     if filling.outcomes:
         yield filling.take()
 
@@ -160,6 +166,13 @@ class _Filling:
         batch = Batch(tuple(self.outcomes), self._pixels[: self._n])
         self._clear()
         return batch
+
+    def take_finished(self) -> Batch:
+        """Give what waits for no forward pass; rows, and links to them, stay, so batches are filled as ever."""
+        waits = [isinstance(o, Row) or (isinstance(o, Linked) and o.content in self._contents) for o in self.outcomes]
+        finished = tuple(o for o, waiting in zip(self.outcomes, waits, strict=True) if not waiting)
+        self.outcomes = [o for o, waiting in zip(self.outcomes, waits, strict=True) if waiting]
+        return Batch(finished, self._pixels[:0])
 
 
 def _load(

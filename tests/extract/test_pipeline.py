@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from icecore.extract import reading
+from icecore.extract import pipeline, reading
 from icecore.extract.errors import ImageError
 from icecore.extract.images import load_image
 from icecore.extract.pipeline import Batch, Failed, Linked, Row, read_batches
@@ -117,6 +117,23 @@ def test_memory_is_bounded_whatever_the_number_of_images(folder: Path) -> None:
             next(stream)
             time.sleep(0.02)
     assert taken <= 5 * 4 + 4 + 2 * 3 + 1
+
+
+def test_many_known_images_are_told_in_pieces_and_rows_fill_the_same_batches(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run over a million known files must not hold them all until a batch of new ones is full."""
+    new = {hashlib.sha256((folder / f"{n:02}.png").read_bytes()).digest() for n in (0, 8, 9, 18)}
+    plain = batches(folder, batch_size=3, is_known=lambda content: content not in new)
+    monkeypatch.setattr(pipeline, "MOST_OUTCOMES", 2)
+    pieces = batches(folder, batch_size=3, is_known=lambda content: content not in new)
+    assert len(plain) == 2
+    assert max(len(batch.outcomes) for batch in pieces) <= 5
+    assert {o.image.id: type(o) for b in pieces for o in b.outcomes} == {
+        o.image.id: type(o) for b in plain for o in b.outcomes
+    }
+    assert [b.rows for b in pieces if b.rows] == [b.rows for b in plain]
+    assert all(len(batch.rows) == len(batch.pixels) for batch in pieces)
 
 
 def test_closing_early_ends_the_threads(folder: Path) -> None:
