@@ -1,26 +1,48 @@
 """Compare an image source with the catalog: what is to be read, what is gone, what stays.
 
 Size, mtime and ctime decide; a file whose times are too fresh to be trusted when it was last looked at is read
-again (git's rule for racy timestamps), because it may have changed within one tick of the clock.
+again (git's rule for racy timestamps), because it may have changed within one tick of the clock. Source and catalog
+are both walked in the order of the ids and merged, and the work is spooled to disk, so memory does not grow with
+the number of images.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from .catalog import CATALOG, columns_of, connect, find_generation, segments_of, set_id_of
 from .contract import Column, Contract
-from .scan import Scan, SourceImage, decode_id
+from .scan import Found, Scan, SourceImage, decode_id
 
-__all__ = ["Plan", "WorkGroup", "plan_against", "plan_sync"]
+__all__ = ["Plan", "PlannedImages", "WorkGroup", "plan_against", "plan_sync"]
 
 RACY_NS = 2_000_000_000
 """File times this close to the moment of looking may hide a later change: the coarsest file system clock ticks
 every two seconds."""
+
+_Stat = tuple[int, int, int]
+_Known = tuple[bytes, int, int, int, int, int, int]
+"""id, size, mtime_ns, ctime_ns, checked_ns, content, 1 when one segment holds all wanted columns of the content"""
+_LAST: _Known = (b"\xff" * 5000, 0, 0, 0, 0, 0, 0)
+"""Sorts behind every id, because no path is that long."""
+
+
+class PlannedImages:
+    """The images of a work group, on disk; iterate as often as you like, in the order of their ids."""
+
+    def __init__(self, spool: _Spool, scan: Scan, mask: int) -> None:
+        self._spool, self._scan, self._mask = spool, scan, mask
+
+    def __len__(self) -> int:
+        return self._spool.counts[self._mask]
+
+    def __iter__(self) -> Iterator[SourceImage]:
+        return (self._scan.image(*row) for row in self._spool.rows(self._mask))
 
 
 @dataclass(frozen=True)
@@ -29,7 +51,7 @@ class WorkGroup:
 
     columns: tuple[Column, ...]
     """what they lack"""
-    images: tuple[SourceImage, ...]
+    images: PlannedImages
     """in the order of their ids"""
 
 
@@ -66,15 +88,6 @@ class Plan:
         return sum(len(group.images) for group in self.groups)
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What the catalog knows of one id."""
-
-    stat: tuple[int, int, int]
-    checked_ns: int
-    mask: int
-
-
 def plan_sync(
     path: Path | str,
     set_name: str,
@@ -96,19 +109,22 @@ def plan_sync(
     contract, columns
         What is to be extracted.
     scan
-        What the source holds.
+        The source; it is walked once.
     rehash
         Read every file, whatever its size and times say.
     retry_failed
         Try recorded failures again although their files are as they were.
+
+    Raises
+    ------
+    SourceError
+        When a folder of the source cannot be listed, or it holds no images.
     """
+    options = {"rehash": rehash, "retry_failed": retry_failed}
     if not (Path(path) / CATALOG).is_file():
-        return _plan({}, {}, tuple(columns), scan, rehash=rehash, retry_failed=retry_failed)
-    db = connect(Path(path))
-    try:
-        return plan_against(db, set_name, contract, columns, scan, rehash=rehash, retry_failed=retry_failed)
-    finally:
-        db.close()
+        return _Merge(tuple(columns), scan, **options).plan(iter(()), {})
+    with closing(connect(Path(path))) as db:
+        return plan_against(db, set_name, contract, columns, scan, **options)
 
 
 def plan_against(
@@ -122,93 +138,170 @@ def plan_against(
     retry_failed: bool,
 ) -> Plan:
     """Plan a run against an open catalog; see ``plan_sync``."""
+    merge = _Merge(tuple(columns), scan, rehash=rehash, retry_failed=retry_failed)
     set_id = set_id_of(db, set_name)
-    known: dict[bytes, _Known] = {}
-    failures: dict[bytes, tuple[int, int, int]] = {}
-    if set_id is not None:
-        generation = find_generation(db, set_id, contract)
-        known = _known_images(db, set_id, generation.id if generation else None, columns)
-        if generation:
-            rows = db.execute(
-                "SELECT id, size, mtime_ns, ctime_ns FROM failures WHERE generation_id = ?", (generation.id,)
-            )
-            failures = {row[0]: tuple(row[1:]) for row in rows}
-    return _plan(known, failures, tuple(columns), scan, rehash=rehash, retry_failed=retry_failed)
+    if set_id is None:
+        return merge.plan(iter(()), {})
+    generation = find_generation(db, set_id, contract)
+    if generation is None:
+        return merge.plan(_known_images(db, set_id, []), {})
+    ids = columns_of(db, generation.id)
+    masks = segments_of(db, generation.id, [ids.get(column, -1) for column in columns])
+    merge.look_up = _Holdings(db, masks).mask
+    whole = [segment for segment, mask in masks.items() if mask == merge.everything]
+    rows = db.execute("SELECT id, size, mtime_ns, ctime_ns FROM failures WHERE generation_id = ?", (generation.id,))
+    return merge.plan(_known_images(db, set_id, whole), {key: (size, *times) for key, size, *times in rows})
 
 
-def _known_images(
-    db: sqlite3.Connection, set_id: int, generation_id: int | None, columns: Sequence[Column]
-) -> dict[bytes, _Known]:
-    """Read the live images, each with a bit mask of the wanted columns that its content has."""
-    ids = columns_of(db, generation_id) if generation_id is not None else {}
-    masks = segments_of(db, generation_id, [ids.get(c, -1) for c in columns]) if generation_id is not None else {}
-    rows = db.execute(
-        "SELECT i.id, i.size, i.mtime_ns, i.ctime_ns, i.checked_ns, v.segment_id FROM images i "
-        "LEFT JOIN vectors v ON v.content_id = i.content_id WHERE i.set_id = ? AND i.removed_in IS NULL",
+def _known_images(db: sqlite3.Connection, set_id: int, whole: list[int]) -> Iterator[_Known]:
+    """Read the live images in the order of their ids; ``whole`` are the segments that hold every wanted column."""
+    db.execute("CREATE TEMP TABLE IF NOT EXISTS whole (segment_id INTEGER PRIMARY KEY)")
+    db.execute("DELETE FROM temp.whole")
+    db.executemany("INSERT INTO temp.whole VALUES (?)", [(segment,) for segment in whole])
+    return db.execute(
+        "SELECT i.id, i.size, i.mtime_ns, i.ctime_ns, i.checked_ns, i.content_id, EXISTS ("
+        "  SELECT 1 FROM vectors v JOIN temp.whole w ON w.segment_id = v.segment_id WHERE v.content_id = i.content_id)"
+        " FROM images i WHERE i.set_id = ? AND i.removed_in IS NULL ORDER BY i.id",
         (set_id,),
     )
-    known: dict[bytes, _Known] = {}
-    for image, size, mtime, ctime, checked, segment in rows:
-        before = known[image].mask if image in known else 0
-        known[image] = _Known((size, mtime, ctime), checked, before | masks.get(segment, 0))
-    return known
 
 
-def _plan(
-    known: dict[bytes, _Known],
-    failures: dict[bytes, tuple[int, int, int]],
-    columns: tuple[Column, ...],
-    scan: Scan,
-    *,
-    rehash: bool,
-    retry_failed: bool,
-) -> Plan:
-    everything = (1 << len(columns)) - 1
-    groups: dict[int, list[SourceImage]] = {}
-    counts: Counter[str] = Counter()
-    for image in scan.images:
-        key, stat = image.key, (image.size, image.mtime_ns, image.ctime_ns)
-        verdict, missing = _judge(known.get(key), failures.get(key), stat, everything, rehash, retry_failed)
-        counts[verdict] += 1
-        if missing:
-            groups.setdefault(missing, []).append(image)
-    broken = tuple(
-        (image, reason)
-        for image, reason in scan.broken
-        if retry_failed or failures.get(image.key) != (image.size, image.mtime_ns, image.ctime_ns)
-    )
-    counts["failed"] += len(scan.broken) - len(broken)
-    present = {image.key for image in scan.images} | {image.key for image, _ in scan.broken}
-    gone = sorted(key for key in {*known, *failures} if key not in present)
-    ordered = sorted(groups.items(), key=lambda item: (item[0] != everything, item[0]))
-    return Plan(
-        groups=tuple(WorkGroup(tuple(_chosen(columns, mask)), tuple(images)) for mask, images in ordered),
-        broken=broken,
-        gone=tuple(decode_id(key) for key in gone),
-        total=len(known),
-        **{name: counts[name] for name in ("added", "changed", "racy", "backfill", "retried", "failed", "unchanged")},
-    )
+class _Holdings:
+    """Which of the wanted columns a content has, where no segment holds them all."""
+
+    def __init__(self, db: sqlite3.Connection, masks: dict[int, int]) -> None:
+        self._db, self._masks = db, masks
+
+    def mask(self, content_id: int) -> int:
+        held = 0
+        for (segment,) in self._db.execute("SELECT segment_id FROM vectors WHERE content_id = ?", (content_id,)):
+            held |= self._masks.get(segment, 0)
+        return held
 
 
-def _judge(
-    known: _Known | None,
-    failure: tuple[int, int, int] | None,
-    stat: tuple[int, int, int],
-    everything: int,
-    rehash: bool,
-    retry_failed: bool,
-) -> tuple[str, int]:
-    """Say what an image is to this run, and a mask of the columns that it is read for."""
-    if failure is not None:
-        return ("retried", everything) if retry_failed or failure != stat else ("failed", 0)
-    if known is None:
-        return "added", everything
-    if known.stat != stat:
-        return "changed", everything
-    if rehash or max(stat[1:]) > known.checked_ns - RACY_NS:
-        return "racy", everything
-    missing = everything & ~known.mask
-    return ("backfill", missing) if missing else ("unchanged", 0)
+class _Spool:
+    """The work of a plan, in a nameless temporary database that SQLite deletes with its connection."""
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._db.execute("CREATE TABLE work (mask TEXT, n INTEGER PRIMARY KEY, id BLOB, size, mtime_ns, ctime_ns)")
+        self._db.execute("BEGIN")
+        self._waiting: list[tuple[str, bytes, int, int, int]] = []
+        self.counts: Counter[int] = Counter()
+
+    def add(self, mask: int, key: bytes, size: int, mtime_ns: int, ctime_ns: int) -> None:
+        self.counts[mask] += 1
+        self._waiting.append((hex(mask), key, size, mtime_ns, ctime_ns))
+        if len(self._waiting) >= 1000:
+            self._flush()
+
+    def rows(self, mask: int) -> Iterator[tuple[bytes, int, int, int]]:
+        self._flush()
+        return self._db.execute("SELECT id, size, mtime_ns, ctime_ns FROM work WHERE mask = ? ORDER BY n", (hex(mask),))
+
+    def _flush(self) -> None:
+        insert = "INSERT INTO work (mask, id, size, mtime_ns, ctime_ns) VALUES (?, ?, ?, ?, ?)"
+        self._db.executemany(insert, self._waiting)
+        self._waiting.clear()
+
+    def __del__(self) -> None:
+        self._db.close()
+
+
+class _Merge:
+    """One walk through source and catalog, side by side."""
+
+    def __init__(self, columns: tuple[Column, ...], scan: Scan, *, rehash: bool, retry_failed: bool) -> None:
+        self.columns, self.scan, self.rehash, self.retry_failed = columns, scan, rehash, retry_failed
+        self.everything = (1 << len(columns)) - 1
+        self.look_up: Callable[[int], int] = _nothing
+        self.counts: Counter[str] = Counter()
+        self.spool = _Spool()
+        self.broken: list[tuple[SourceImage, str]] = []
+        self.gone: list[bytes] = []
+
+    def plan(self, known_images: Iterator[_Known], failures: dict[bytes, _Stat]) -> Plan:
+        total = unchanged = 0
+        known = next(known_images, _LAST)
+        for found in self.scan:
+            key, size, mtime, ctime, trouble = found
+            while known[0] < key:
+                self.gone.append(known[0])
+                total += 1
+                known = next(known_images, _LAST)
+            if known[0] != key:
+                self._decide(found, None, failures)
+                continue
+            total += 1
+            if (
+                known[6]
+                and known[1:4] == (size, mtime, ctime)
+                and known[4] - RACY_NS >= (mtime if mtime > ctime else ctime)
+                and not trouble
+                and not self.rehash
+                and key not in failures
+            ):
+                unchanged += 1  # the one path that a million files take
+            else:
+                self._decide(found, known, failures)
+            known = next(known_images, _LAST)
+        while known is not _LAST:
+            self.gone.append(known[0])
+            total += 1
+            known = next(known_images, _LAST)
+        self.counts["unchanged"] += unchanged
+        return self._finish(total, failures)
+
+    def _decide(self, found: Found, known: _Known | None, failures: dict[bytes, _Stat]) -> None:
+        key, size, mtime, ctime, trouble = found
+        failure = failures.pop(key, None)
+        if failure is not None and not self.retry_failed and failure == (size, mtime, ctime):
+            self.counts["failed"] += 1
+        elif trouble:
+            self.broken.append((self.scan.image(key, size, mtime, ctime), trouble))
+        else:
+            verdict, missing = self._judge(found, known, tried=failure is not None)
+            self.counts[verdict] += 1
+            if missing:
+                self.spool.add(missing, key, size, mtime, ctime)
+
+    def _judge(self, found: Found, known: _Known | None, *, tried: bool) -> tuple[str, int]:
+        """Say what an image is to this run, and a mask of the columns that it is read for."""
+        if tried:
+            return "retried", self.everything
+        if known is None:
+            return "added", self.everything
+        if known[1:4] != found[1:4]:
+            return "changed", self.everything
+        if self.rehash or max(found[2:4]) > known[4] - RACY_NS:
+            return "racy", self.everything
+        missing = 0 if known[6] else self.everything & ~self.look_up(known[5])
+        return ("backfill", missing) if missing else ("unchanged", 0)
+
+    def _finish(self, total: int, failures: dict[bytes, _Stat]) -> Plan:
+        self.gone.extend(set(failures).difference(self.gone))  # what is left was not met in the source
+        masks = sorted(self.spool.counts, key=lambda mask: (mask != self.everything, mask))
+        return Plan(
+            groups=tuple(
+                WorkGroup(tuple(_chosen(self.columns, mask)), PlannedImages(self.spool, self.scan, mask))
+                for mask in masks
+            ),
+            broken=tuple(self.broken),
+            gone=tuple(decode_id(key) for key in sorted(self.gone)),
+            total=total,
+            added=self.counts["added"],
+            changed=self.counts["changed"],
+            racy=self.counts["racy"],
+            backfill=self.counts["backfill"],
+            retried=self.counts["retried"],
+            failed=self.counts["failed"],
+            unchanged=self.counts["unchanged"],
+        )
+
+
+def _nothing(content_id: int) -> int:
+    """Say that a content has no column, where there is no generation yet."""
+    return 0
 
 
 def _chosen(columns: tuple[Column, ...], mask: int) -> Iterator[Column]:

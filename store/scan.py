@@ -1,4 +1,8 @@
-"""Walk an image folder and say what is there, without reading any file."""
+"""Walk an image folder and say what is there, in the order of the ids' bytes, without reading any file.
+
+A scan is walked when it is iterated, one folder's listing in memory at a time: a million files cost little more
+than asking the file system for them.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,12 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from .errors import SourceError
 
-__all__ = ["IMAGE_EXTENSIONS", "Scan", "SourceImage", "decode_id", "encode_id", "scan_folder"]
+__all__ = ["IMAGE_EXTENSIONS", "Found", "Scan", "SourceImage", "decode_id", "encode_id", "scan_folder"]
 
 IMAGE_EXTENSIONS = (
     ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
@@ -40,48 +45,106 @@ class SourceImage:
         return encode_id(self.id)
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What stood in a source folder at one moment."""
+Found = tuple[bytes, int, int, int, str]
+"""id as bytes, size, mtime_ns, ctime_ns, and why it cannot be read: empty for a regular file"""
 
-    images: tuple[SourceImage, ...]
-    """regular files that look like images, ordered by id bytes"""
-    broken: tuple[tuple[SourceImage, str], ...]
-    """names that look like images but lead nowhere, each with the reason"""
-    ignored: int
-    """files passed over for their ending, and hidden ones"""
-    started_ns: int
-    """clock before the first file was looked at, nanoseconds since 1970"""
+
+class Scan:
+    """An image folder, to be walked once or more; made by ``scan_folder``.
+
+    Iterating gives a ``Found`` for each image, ordered by the bytes of its id, in constant memory but for the
+    listing of one folder a level. It raises SourceError where a folder cannot be listed, and at the end when there
+    was no image at all: images that cannot be seen must not be taken for deleted ones.
+    """
+
+    def __init__(self, root: Path, extensions: Iterable[str]) -> None:
+        self.root = root
+        self.extensions = tuple(sorted(extension.lower() for extension in extensions))
+        self.ignored = 0
+        """files passed over in the last walk, for their ending and hidden ones"""
+        self.started_ns = time.time_ns()
+        """clock before the first file of the last walk was looked at, nanoseconds since 1970"""
+        self._endings = tuple(os.fsencode(extension) for extension in self.extensions)
+
+    def __iter__(self) -> Iterator[Found]:
+        self.ignored, self.started_ns = 0, time.time_ns()
+        images = 0
+        levels = [(self._listing(os.fsencode(self.root), b""), _identity(os.stat(self.root)))]  # noqa: PTH116
+        while levels:
+            for key, entry, is_folder in levels[-1][0]:
+                if is_folder:
+                    here = _identity(entry.stat())
+                    if any(here == above for _, above in levels):
+                        yield (*_broken(key[:-1], entry), "symbolic link to a folder above it")
+                        continue
+                    levels.append((self._listing(entry.path, key), here))
+                    break
+                images += 1
+                try:
+                    found = entry.stat()
+                except OSError as exc:
+                    yield (*_broken(key, entry), _link_trouble(exc))
+                    continue
+                trouble = "" if stat.S_ISREG(found.st_mode) else "not a regular file"
+                yield key, found.st_size, found.st_mtime_ns, found.st_ctime_ns, trouble
+            else:
+                levels.pop()
+        if not images:
+            endings = ", ".join(self.extensions)
+            raise SourceError(f"{self.root}: no images ({self.ignored} other files; looked for {endings})")
+
+    @property
+    def images(self) -> tuple[SourceImage, ...]:
+        """Walk, and give the images that can be read."""
+        return tuple(self.image(*found[:4]) for found in self if not found[4])
+
+    @property
+    def broken(self) -> tuple[tuple[SourceImage, str], ...]:
+        """Walk, and give the names that look like images but lead nowhere, each with the reason."""
+        return tuple((self.image(*found[:4]), found[4]) for found in self if found[4])
+
+    def image(self, key: bytes, size: int, mtime_ns: int, ctime_ns: int) -> SourceImage:
+        """Give what was found as an image of this folder."""
+        image_id = decode_id(key)
+        return SourceImage(image_id, self.root / image_id, size, mtime_ns, ctime_ns)
+
+    def _listing(self, folder: bytes, prefix: bytes) -> Iterator[tuple[bytes, os.DirEntry[bytes], bool]]:
+        """List one folder as (id, entry, is a folder), in the order that the ids below it have."""
+        entries: list[tuple[bytes, os.DirEntry[bytes], bool]] = []
+        try:
+            for entry in os.scandir(folder):
+                name = entry.name
+                if name.startswith(b"."):
+                    self.ignored += 1
+                elif _is_folder(entry):
+                    entries.append((prefix + name + b"/", entry, True))
+                elif name.lower().endswith(self._endings):
+                    entries.append((prefix + name, entry, False))
+                else:
+                    self.ignored += 1
+        except OSError as exc:
+            place = os.fsdecode(folder)
+            raise SourceError(f"{place}: cannot be listed ({exc.strerror}); nothing was changed") from exc
+        entries.sort(key=itemgetter(0))
+        return iter(entries)
 
 
 def scan_folder(root: Path | str, *, extensions: Iterable[str] = IMAGE_EXTENSIONS) -> Scan:
-    """List the images below a folder, following symbolic links but never in a circle.
+    """Give the images below a folder, following symbolic links but never in a circle.
 
-    Names that begin with a dot are passed over. The order does not depend on the file system.
+    Names that begin with a dot are passed over. The order does not depend on the file system. The walk itself
+    happens when the scan is iterated.
 
     Raises
     ------
     SourceError
-        When the folder is missing, holds no image, or a folder below it cannot be listed: images that cannot
-        be seen must not be taken for deleted ones.
+        When the folder is missing, or there is no image in it.
     """
-    root = Path(root)
-    started = time.time_ns()
-    if not root.is_dir():
+    if not Path(root).is_dir():
         raise SourceError(f"{root}: no such image folder")
-    walk = _Walk(frozenset(e.lower() for e in extensions))
-    images, broken = [], []
-    for image, trouble in walk.folder(root, "", ()):
-        if trouble:
-            broken.append((image, trouble))
-        else:
-            images.append(image)
-    if not images and not broken:
-        endings = ", ".join(sorted(walk.extensions))
-        raise SourceError(f"{root}: no images ({walk.ignored} other files; looked for {endings})")
-    images.sort(key=lambda image: image.key)
-    broken.sort(key=lambda pair: pair[0].key)
-    return Scan(tuple(images), tuple(broken), walk.ignored, started)
+    scan = Scan(Path(root), extensions)
+    next(iter(scan))  # raises when there is none
+    return scan
 
 
 def encode_id(image_id: str) -> bytes:
@@ -94,56 +157,16 @@ def decode_id(key: bytes) -> str:
     return key.decode("utf-8", "surrogateescape")
 
 
-class _Walk:
-    """One walk: what to look for, and how many files were passed over."""
-
-    def __init__(self, extensions: frozenset[str]) -> None:
-        self.extensions = extensions
-        self.ignored = 0
-
-    def folder(
-        self, folder: Path, prefix: str, above: tuple[tuple[int, int], ...]
-    ) -> Iterator[tuple[SourceImage, str]]:
-        """Yield (image, trouble) for each name below a folder; trouble is empty for a good one."""
-        try:
-            here = _identity(os.stat(folder))  # noqa: PTH116  (one call a folder, on a str-cheap path)
-            entries = list(os.scandir(folder))
-        except OSError as exc:
-            raise SourceError(f"{folder}: cannot be listed ({exc.strerror}); nothing was changed") from exc
-        for entry in entries:
-            if entry.name.startswith("."):
-                self.ignored += 1
-            else:
-                yield from self._entry(entry, prefix + entry.name, (*above, here))
-
-    def _entry(
-        self, entry: os.DirEntry[str], name: str, above: tuple[tuple[int, int], ...]
-    ) -> Iterator[tuple[SourceImage, str]]:
-        looks_like_image = os.path.splitext(name)[1].lower() in self.extensions  # noqa: PTH122  (hot loop)
-        try:
-            found = entry.stat()
-        except OSError as exc:
-            if looks_like_image:
-                yield _image(entry, name, entry.stat(follow_symlinks=False)), _link_trouble(exc)
-            else:
-                self.ignored += 1
-            return
-        if stat.S_ISDIR(found.st_mode):
-            if _identity(found) in above:
-                yield (
-                    _image(entry, name, entry.stat(follow_symlinks=False)),
-                    "symbolic link to a folder above it",
-                )
-            else:
-                yield from self.folder(Path(entry.path), name + "/", above)
-        elif not looks_like_image:
-            self.ignored += 1
-        else:
-            yield _image(entry, name, found), "" if stat.S_ISREG(found.st_mode) else "not a regular file"
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, say: told when the file itself is looked at
+        return False
 
 
-def _image(entry: os.DirEntry[str], name: str, found: os.stat_result) -> SourceImage:
-    return SourceImage(name, Path(entry.path), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+def _broken(key: bytes, entry: os.DirEntry[bytes]) -> tuple[bytes, int, int, int]:
+    link = entry.stat(follow_symlinks=False)
+    return key, link.st_size, link.st_mtime_ns, link.st_ctime_ns
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:
