@@ -93,9 +93,20 @@ def gather(folder: Path, parts: list[tuple[Column, list[Location]]], n: int, dty
     for column, locations in parts:
         for location in locations:
             source = _map(folder, column, location)
-            X[location.places, left : left + column.width] = source[location.rows]
+            _copy_rows(source, location.rows, X[:, left : left + column.width], location.places)
         left += column.width
     return X
+
+
+def _copy_rows(source: np.ndarray, rows: np.ndarray, target: np.ndarray, places: np.ndarray) -> None:
+    """Copy ``source[rows]`` to ``target[places]``; stretches that lie together on both sides go in one piece."""
+    breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(places) != 1)) + 1
+    if breaks.size > rows.size // 8:  # scattered: index, some thousand rows at a time
+        for part in np.array_split(np.arange(rows.size), range(4096, rows.size, 4096)):
+            target[places[part]] = source[rows[part]]
+        return
+    for start, stop in zip([0, *breaks.tolist()], [*breaks.tolist(), rows.size], strict=True):
+        target[places[start] : places[start] + stop - start] = source[rows[start] : rows[start] + stop - start]
 
 
 def _map(folder: Path, column: Column, location: Location) -> np.ndarray:
