@@ -30,7 +30,7 @@ class Failed:
     image: SourceImage
     """the image"""
     kind: str
-    """class of the failure: read, decode, too-large, unsupported, value"""
+    """class of the failure: read, decode, too-large, unsupported, value, transient"""
     reason: str
     """what was found"""
     content: bytes | None

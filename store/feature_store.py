@@ -49,7 +49,7 @@ class Failure(NamedTuple):
     id: str
     """image id"""
     kind: str
-    """read, decode, too-large, unsupported or value"""
+    """read, decode, too-large, unsupported, value, or transient: those are tried again by every run"""
     reason: str
     """what was found"""
     attempts: int
@@ -177,8 +177,21 @@ class FeatureStore:
 class FeatureSet:
     """The features of one set of images; every call reads the latest commit unless given a version."""
 
-    def __init__(self, store: FeatureStore, name: str, set_id: int) -> None:
-        self.store, self.name, self._set_id = store, name, set_id
+    def __init__(self, store: FeatureStore, name: str, set_id: int, pinned: int | None = None) -> None:
+        self.store, self.name, self._set_id, self._pinned = store, name, set_id, pinned
+
+    def as_of(self, version: int) -> FeatureSet:
+        """Give the set as it was at a version: whatever is committed meanwhile, every call reads the same.
+
+        Failures are not kept by version; they are those of the generation, now.
+
+        Raises
+        ------
+        VersionNotFoundError
+            When the set has no such version.
+        """
+        self._head(version)
+        return FeatureSet(self.store, self.name, self._set_id, version)
 
     @property
     def version(self) -> int:
@@ -317,6 +330,7 @@ class FeatureSet:
         return Matrix([decode_id(key) for key in keys], gather(self.store.path, parts, len(keys), dtype))
 
     def _head(self, version: int | None) -> catalog.Head:
+        version = self._pinned if version is None else version
         head = catalog.head_of(self.store.db, self._set_id, version)
         latest = catalog.head_of(self.store.db, self._set_id)
         if head is None or latest is None or (version is not None and version > latest.version):

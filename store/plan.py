@@ -25,6 +25,9 @@ RACY_NS = 2_000_000_000
 """File times this close to the moment of looking may hide a later change: the coarsest file system clock ticks
 every two seconds."""
 
+TRANSIENT = "transient"
+"""Kind of the failures that say nothing of the image (a disk that did not answer): tried again by every run."""
+
 _Stat = tuple[int, int, int]
 _Known = tuple[bytes, int, int, int, int, int, int]
 """id, size, mtime_ns, ctime_ns, checked_ns, content, 1 when one segment holds all wanted columns of the content"""
@@ -149,8 +152,7 @@ def plan_against(
     masks = segments_of(db, generation.id, [ids.get(column, -1) for column in columns])
     merge.look_up = _Holdings(db, masks).mask
     whole = [segment for segment, mask in masks.items() if mask == merge.everything]
-    rows = db.execute("SELECT id, size, mtime_ns, ctime_ns FROM failures WHERE generation_id = ?", (generation.id,))
-    return merge.plan(_known_images(db, set_id, whole), {key: (size, *times) for key, size, *times in rows})
+    return merge.plan(_known_images(db, set_id, whole), _failures(db, generation.id))
 
 
 def _known_images(db: sqlite3.Connection, set_id: int, whole: list[int]) -> Iterator[_Known]:
@@ -164,6 +166,14 @@ def _known_images(db: sqlite3.Connection, set_id: int, whole: list[int]) -> Iter
         " FROM images i WHERE i.set_id = ? AND i.removed_in IS NULL ORDER BY i.id",
         (set_id,),
     )
+
+
+def _failures(db: sqlite3.Connection, generation_id: int) -> dict[bytes, _Stat]:
+    """Read the failures with the file status that each was met with; none at all for a transient one."""
+    rows = db.execute(
+        "SELECT id, kind, size, mtime_ns, ctime_ns FROM failures WHERE generation_id = ?", (generation_id,)
+    )
+    return {key: (-1, -1, -1) if kind == TRANSIENT else (size, mtime, ctime) for key, kind, size, mtime, ctime in rows}
 
 
 class _Holdings:

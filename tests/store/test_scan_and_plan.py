@@ -188,3 +188,16 @@ def test_failures_are_left_alone_until_the_file_changes_or_on_request(
     assert replan(store, photos, contract, columns, retry_failed=True).retried == 1
     bad.write_bytes(b"another")
     assert replan(store, photos, contract, columns).retried == 1
+
+
+def test_transient_failures_are_tried_again_by_every_run(
+    photos: Path, save: Save, contract: Contract, columns: tuple[Column, Column]
+) -> None:
+    age(photos)
+    store = save(photos)
+    (photos / "slow.jpg").write_bytes(b"slow")
+    with store.writer("photos", contract, columns) as writer:
+        (image,) = (i for i in scan_folder(photos).images if i.id == "slow.jpg")
+        writer.fail(image, "transient", "stale file handle")
+    plan = replan(store, photos, contract, columns)
+    assert (plan.retried, plan.failed, plan.unchanged) == (1, 0, 3)

@@ -176,6 +176,21 @@ def test_images_added_while_a_generation_grows_do_not_disturb_readers_of_the_old
     assert store["photos"].matrix("layer4").ids == sorted(FILES)
 
 
+def test_a_set_as_of_a_version_does_not_move(
+    fill: Fill, contract: Contract, other_contract: Contract, expected: Expected, columns: tuple[Column, Column]
+) -> None:
+    store = fill(FILES)
+    pinned = store["photos"].as_of(store["photos"].version)
+    generation = pinned.generation
+    fill({**FILES, "new.jpg": "new"}, contract=other_contract)
+    assert store["photos"].contract == other_contract
+    assert (pinned.contract, pinned.generation) == (contract, generation)
+    np.testing.assert_array_equal(pinned.matrix("layer4").X, expected(FILES, columns[1]))
+    assert pinned.ids() == sorted(FILES)
+    with pytest.raises(VersionNotFoundError):
+        pinned.as_of(99)
+
+
 def test_an_incomplete_column_is_refused_and_can_be_read_by_dropping(
     fill: Fill, expected: Expected, columns: tuple[Column, Column]
 ) -> None:
