@@ -9,13 +9,18 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+
+from .options import OutputFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +38,16 @@ COMMANDS = {
     "train": "Train classifiers on stored features and write a report.",
 }
 """Subcommand -> one line of help; its module in this package has the same name and holds it under ``command``."""
+HELP = """Freeze a CNN, drill once, study its layers for years.
+
+\b
+icecore demo                           # the whole job on bundled digits
+icecore layers resnet18                # what can be extracted
+icecore extract experiment.toml        # images -> features, incremental
+icecore train experiment.toml          # features -> classifiers -> report.html
+icecore predict BUNDLE photos/         # new images -> labels
+"""
+"""``\\b`` keeps click from filling the lines of the paragraph that follows."""
 
 
 class _Lazy(click.Group):
@@ -63,18 +78,10 @@ class _Lazy(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Lazy, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="icecore")
 def cli() -> None:
-    r"""Freeze a CNN, drill once, study its layers for years.
-
-    \b
-    icecore demo                           # the whole job on bundled digits
-    icecore layers resnet18                # what can be extracted
-    icecore extract experiment.toml        # images -> features, incremental
-    icecore train experiment.toml          # features -> classifiers -> report.html
-    icecore predict BUNDLE photos/         # new images -> labels
-    """
+    """Hold the subcommands; what ``icecore --help`` says is ``HELP``."""
 
 
 def command(*, example: str, rows_on_stdout: bool = False) -> Callable[[Callable[..., Outcome]], click.Command]:
@@ -92,10 +99,9 @@ def command(*, example: str, rows_on_stdout: bool = False) -> Callable[[Callable
         @functools.wraps(body)
         def run(*, as_json: bool, result_file: Path | None, **options: Any) -> NoReturn:
             outcome = _run(functools.partial(body, **options))
-            _finish(outcome, body.__name__, as_json=as_json, result_file=result_file, to_stderr=rows_on_stdout)
+            _finish(outcome, _command_of(), as_json=as_json, result_file=result_file, to_stderr=rows_on_stdout)
 
-        path = click.Path(path_type=Path, dir_okay=False)
-        run = click.option("--result-file", type=path, help="Also write the outcome there, as JSON.")(run)
+        run = click.option("--result-file", type=OutputFile(), help="Also write the outcome there, as JSON.")(run)
         run = click.option("--json", "as_json", is_flag=True, help="Print the outcome as one JSON line, last.")(run)
         return click.command(name=body.__name__, epilog=f"\b\nExample:\n  {example}")(run)
 
@@ -114,12 +120,14 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with one of the documented codes."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     signal.signal(signal.SIGTERM, _interrupt)
+    args = list(sys.argv[1:] if args is None else args)
     try:
         cli.main(args=args, prog_name="icecore", standalone_mode=False)
     except click.exceptions.Exit as exc:
         sys.exit(exc.exit_code)
     except click.UsageError as exc:
         exc.show()
+        _tell_usage(exc, args)
         sys.exit(2)
     except click.ClickException as exc:
         exc.show()
@@ -135,32 +143,64 @@ def _run(body: Callable[[], Outcome]) -> Outcome:
 
     try:
         return body()
-    except click.ClickException:
-        raise
+    except click.UsageError as exc:
+        return Outcome(Exit.USAGE, error=exc.format_message())
     except BrokenPipeError:
         # Whoever read our output has left: nothing more can be said there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Outcome(Exit.FAILED, error="the reader of the output closed it")
-    except (Exception, KeyboardInterrupt) as exc:
+    except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001 - however it ends, it ends in one outcome
         outcome = outcome_of_error(exc)
         if outcome is None:
-            raise
+            traceback.print_exc()
+            told = f"unexpected {type(exc).__name__}: {exc}\nthis is a defect: report it with the traceback above"
+            return Outcome(Exit.FAILED, error=told)
         return outcome
 
 
 def _finish(outcome: Outcome, name: str, *, as_json: bool, result_file: Path | None, to_stderr: bool) -> NoReturn:
+    # The file first: it must not be yesterday's when the reader of our output has left.
+    if result_file is not None:
+        outcome = _write_result(result_file, outcome, name)
     if outcome.error:
         echo(f"icecore {name}: {outcome.error}", err=True)
     if outcome.text and not as_json:
         echo(outcome.text, err=to_stderr)
-    value = _jsonable(outcome.to_json(name))
-    if result_file is not None:
-        from icecore.store.durable import write_bytes
-
-        write_bytes(result_file, json.dumps(value, indent=2).encode() + b"\n")
     if as_json:
-        echo(json.dumps(value))
+        echo(json.dumps(_jsonable(outcome.to_json(name))))
     sys.exit(int(outcome.code))
+
+
+def _write_result(path: Path, outcome: Outcome, name: str) -> Outcome:
+    """Write the outcome's object; give the outcome, which is a failure when that cannot be done."""
+    from icecore.store.durable import write_bytes
+
+    from .exits import Exit
+
+    try:
+        write_bytes(path, json.dumps(_jsonable(outcome.to_json(name)), indent=2).encode() + b"\n")
+    except OSError as exc:
+        told = f"{path}: the outcome cannot be written there ({exc.strerror}); it was: {outcome.meaning}"
+        return replace(outcome, code=Exit.FAILED, error="\n".join(filter(None, [outcome.error, told])))
+    return outcome
+
+
+def _tell_usage(error: click.UsageError, args: Sequence[str]) -> None:
+    """Give the object of a command line that could not be parsed, where it asks for one."""
+    from .exits import Exit, Outcome
+
+    name = _command_of(error.ctx) if error.ctx else ""
+    outcome = Outcome(Exit.USAGE, error=error.format_message())
+    file = next((after for option, after in pairwise(args) if option == "--result-file"), None)
+    if file is not None and Path(file).parent.is_dir() and not Path(file).is_dir():
+        outcome = _write_result(Path(file), outcome, name)
+    if "--json" in args:
+        echo(json.dumps(outcome.to_json(name)))
+
+
+def _command_of(context: click.Context | None = None) -> str:
+    """Give the words of the command that runs, without the program's: ``store ls``."""
+    return (context or click.get_current_context()).command_path.removeprefix("icecore").strip()
 
 
 def _jsonable(value: Any) -> Any:

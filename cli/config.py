@@ -36,7 +36,11 @@ def _below_config(value: Any, info: ValidationInfo) -> Any:
 
 
 def _pooling(value: Any) -> Any:
-    return Pooling.parse(value).name if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if value == "flat":
+        raise ValueError("flat is what layers without positions get by themselves; for the others name avg, max or gem")
+    return Pooling.parse(value).name
 
 
 ConfigPath = Annotated[Path, BeforeValidator(_below_config)]
@@ -252,9 +256,11 @@ def _set(values: dict[str, Any], override: str) -> None:
 def _fault(path: Path, text: str, kind: type[BaseModel], overridden: set[tuple[str, ...]], error: Any) -> str:
     key, index = _key(error), _index(error)
     line = find_line(text, key)
-    place = f"--set {'.'.join(key)}" if key in overridden else f"{path}:{line}" if line else f"{path}"
+    unknown = error["type"] == "extra_forbidden"
+    ours = [o for o in overridden if o == key or (unknown and o[: len(key)] == key)]
+    place = f"--set {'.'.join(ours[0])}" if ours else f"{path}:{line}" if line else f"{path}"
     message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
+    if unknown:
         known = _known_keys(kind, key[:-1])
         message = f"unknown key{suggest(key[-1], known) or '; known: ' + ', '.join(known)}"
     elif error["type"] == "missing":

@@ -32,6 +32,8 @@ SOURCE_CLASSES = 5
 HELD_OUT_EVERY = 4
 """Of the target task every fourth image is held out."""
 EPOCHS = 4
+MADE = frozenset({"demo.toml", "features", "report.html", "source", "source.safetensors", "target"})
+"""What a demo makes in its folder; a folder that holds more is not only a demo's."""
 
 
 @make_command(example="icecore demo demo")
@@ -74,11 +76,15 @@ def demo(folder: Path) -> Outcome:
 
 
 def _prepare(folder: Path) -> None:
-    """Make the folder anew, with the demo's config in it; never touch one that is not a demo's."""
+    """Make the folder anew, with the demo's config in it; never touch one that is not a demo's, and only that."""
     config = resources.files("icecore.configs").joinpath("demo.toml").read_bytes()
     if folder.exists():
-        if any(folder.iterdir()) and not (folder / "demo.toml").is_file():
-            raise click.UsageError(f"{folder}: holds something else than a demo; name another folder")
+        found = {path.name for path in folder.iterdir()}
+        if found and ("demo.toml" not in found or found - MADE):
+            shown = ", ".join(sorted(found - MADE)[:5]) or "no demo.toml"
+            raise click.UsageError(f"{folder}: holds something else than a demo ({shown}); name another folder")
+        if found and (folder / "demo.toml").read_bytes() != config:
+            raise click.UsageError(f"{folder}: its demo.toml was changed; move it away, or name another folder")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     (folder / "demo.toml").write_bytes(config)

@@ -47,6 +47,7 @@ _CONFIG_FAULTS = frozenset(
         "ConfigError",
         "BackboneNotFoundError",
         "UnknownLayerError",
+        "UnpoolableLayerError",
         "WeightsError",
         "UnknownModelError",
         "PreprocessError",
@@ -67,12 +68,17 @@ class Outcome:
     error: str = ""
     """what went wrong, printed on stderr"""
 
+    @property
+    def meaning(self) -> str:
+        """The exit code in words."""
+        return MEANING[self.code]
+
     def to_json(self, command: str) -> dict[str, Any]:
         """Give the object that ``--json`` prints and ``--result-file`` keeps."""
         result: dict[str, Any] = {
             "command": command,
             "exit_code": int(self.code),
-            "outcome": MEANING[self.code],
+            "outcome": self.meaning,
             "retryable": self.code in RETRYABLE,
         }
         if self.error:
@@ -91,6 +97,9 @@ def outcome_of_error(exc: BaseException) -> Outcome | None:
         return Outcome(Exit.CONFIG_INVALID, error=str(exc))
     if isinstance(exc, StoreError) and not isinstance(exc, SourceError):
         return Outcome(Exit.STORE_INVALID, error=str(exc))
-    if isinstance(exc, (SourceError, OSError)) or kinds & {"ExtractError", "TrainError"}:
+    if isinstance(exc, SourceError) or kinds & {"ExtractError", "TrainError"}:
         return Outcome(Exit.FAILED, error=str(exc))
+    if isinstance(exc, OSError):
+        plain = exc.filename is not None and exc.strerror
+        return Outcome(Exit.FAILED, error=f"{exc.filename}: {exc.strerror}" if plain else str(exc))
     return None

@@ -11,6 +11,7 @@ from .app import command as make_command
 from .app import progress_bar
 from .exits import Exit, Outcome
 from .options import config_argument, set_option
+from .table import one_line
 
 if TYPE_CHECKING:
     from icecore.extract import ExtractReport
@@ -146,7 +147,7 @@ def _done_text(report: ExtractReport) -> str:
             lines.append(f"  {report.seconds:.1f} s, {rate} on {report.device}, {report.precision}")
     if plan.failed:
         lines.append(f"  {plan.failed:,} failed before and were left alone; --retry-failed tries them again")
-    lines += [f"  failed: {f.id}: {f.reason} ({f.kind})" for f in report.failures[:20]]
+    lines += [f"  failed: {one_line(f.id)}: {f.reason} ({f.kind})" for f in report.failures[:20]]
     if len(report.failures) > 20:
         lines.append(f"  ... and {len(report.failures) - 20:,} more: icecore store show")
     return "\n".join(lines)

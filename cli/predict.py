@@ -16,8 +16,10 @@ import click
 from .app import command as make_command
 from .app import progress_bar
 from .exits import Exit, Outcome
+from .options import OutputFile
 
 if TYPE_CHECKING:
+    from icecore.extract import Backbone
     from icecore.train import Bundle
 
 __all__ = ["Prediction", "command", "predict_images"]
@@ -32,11 +34,11 @@ Prediction = tuple[str, str, Sequence[float], str]
 @make_command(example="icecore predict features/models/default/BUNDLE photos/ --out scores.csv", rows_on_stdout=True)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write; stdout by default.")
+@click.option("--out", type=OutputFile(), help="File to write; stdout by default.")
 @click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), help="By the ending of --out, else csv.")
 @click.option("--weights", help="The backbone's weights, where they are no longer at the recorded place.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1, 65_536))
+@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1, 65_536), help="Images a pass.")
 @click.option("--threads", type=click.IntRange(0, 1024), help="Decoding threads; the number of cores by default.")
 def predict(
     bundle: Path,
@@ -99,10 +101,10 @@ def predict_images(
         When the weights cannot be found, or are not those of the contract.
     """
     import numpy as np
-    from icecore.extract import ImageError, backbone_for, features_of
+    from icecore.extract import ImageError, features_of
     from icecore.store import Column
 
-    backbone = backbone_for(bundle.contract, weights=weights, source=bundle.card["source"])
+    backbone = _backbone(bundle, weights)
     columns = tuple(Column.from_json(spec, spec["width"]) for spec in bundle.card["columns"])
     for start in range(0, len(images), BATCH):
         found = list(
@@ -129,6 +131,18 @@ def predict_images(
                 proba = next(remaining)
                 yield os.fspath(path), bundle.classes[int(proba.argmax())], proba.tolist(), ""
         progress(min(start + BATCH, len(images)), len(images))
+
+
+def _backbone(bundle: Bundle, weights: str | None) -> Backbone:
+    from icecore.extract import WeightsError, backbone_for
+
+    try:
+        return backbone_for(bundle.contract, weights=weights, source=bundle.card["source"])
+    except WeightsError as exc:
+        if weights is not None:
+            raise
+        cure = "this is where the bundle says its backbone's weights are; if they moved, name the place with --weights"
+        raise WeightsError(f"{exc}\n{cure}") from exc
 
 
 def _expand(path: Path) -> list[Path]:
@@ -160,9 +174,10 @@ def _write(rows: Iterable[Prediction], classes: Sequence[str], form: str, out: P
 
 
 def _write_rows(rows: Iterable[Prediction], classes: Sequence[str], form: str, file: BinaryIO) -> None:
-    if form == "csv":
-        file.write(_csv_line(["path", "label", *(f"p:{name}" for name in classes), "error"]))
-    for path, label, proba, error in rows:
+    header = _csv_line(["path", "label", *(f"p:{name}" for name in classes), "error"]) if form == "csv" else b""
+    for number, (path, label, proba, error) in enumerate(rows):
+        if not number:
+            file.write(header)  # not before there is a row: what fails at once writes nothing
         if form == "csv":
             numbers = [f"{p:.6g}" for p in proba] or [""] * len(classes)
             file.write(_csv_line([path, label, *numbers, error]))
@@ -173,8 +188,8 @@ def _write_rows(rows: Iterable[Prediction], classes: Sequence[str], form: str, f
 def _csv_line(cells: Sequence[str]) -> bytes:
     """Give a line of RFC 4180; bytes of file names that are not UTF-8 are kept as they are."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue().encode("utf-8", "surrogateescape")
+    csv.writer(line).writerow(cells)  # with its own line end it quotes a lone \r in a name too
+    return line.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
 
 
 def _json_line(path: str, label: str, proba: dict[str, float], error: str) -> bytes:

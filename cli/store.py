@@ -16,7 +16,7 @@ __all__ = ["command"]
 STORE = click.argument("store", type=click.Path(path_type=Path))
 
 
-@click.group(name="store")
+@click.group(name="store", epilog="\b\nExample:\n  icecore store show features photos")
 def command() -> None:
     """Look into a feature store."""
 

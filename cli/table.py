@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["table"]
+__all__ = ["one_line", "table"]
+
+
+def one_line(text: str) -> str:
+    r"""Escape what would break or colour a line of a terminal; bytes that are not UTF-8 stay as they are.
+
+    >>> one_line("a\nb")
+    'a\\nb'
+    """
+    return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Align columns: numbers to the right, text to the left, two spaces between."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[one_line(str(cell)) for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
     right = [
         bool(rows) and all(isinstance(row[i], (int, float)) or _is_number(row[i]) for row in rows)
