@@ -15,11 +15,12 @@ from icecore.store import Column, FeatureStore
 
 from .data import Dataset, LabelledRows, Provenance, load_dataset, read_provenance
 from .errors import first_few
+from .folds import Fold, make_folds
 from .labels import LabelSource
-from .metrics import Metric, evaluate, sign_of
+from .metrics import Metric, evaluate, rank_of
 from .models import MODELS, BuildOptions, ModelSpec
 from .result import Cell, Predictions
-from .search import Fitted, Fold, fit_model, make_folds, search_setting
+from .search import Fitted, fit_model, search_setting
 from .splits import SplitRule
 
 __all__ = ["Plan", "Progress", "Run", "Trained", "train_cells"]
@@ -138,7 +139,7 @@ def _train_cell(data: Dataset, spec: ModelSpec, folds: Sequence[Fold], plan: Pla
     X, y = data.training()
     grid = plan.grids.get(spec.name)
     search = search_setting(spec, X, y, folds=folds, metric=plan.metric, options=plan.options, grid=grid)
-    fitted = fit_model(spec, X, y, value=search.best.value, folds=plan.folds, options=plan.options)
+    fitted = fit_model(spec, X, y, value=search.best.value, folds=folds, options=plan.options)
     X_held_out, y_held_out = data.held_out()
     proba = fitted.predict_proba(X_held_out)
     cell = Cell(
@@ -156,12 +157,8 @@ def _train_cell(data: Dataset, spec: ModelSpec, folds: Sequence[Fold], plan: Pla
 
 
 def _rank(cell: Cell, metric: Metric) -> tuple[float, int, int, str]:
-    """Order of the leaderboard: best score, fewer features, simpler model, name.
-
-    Scores are compared to twelve digits: two means over the same folds may differ in the last bit alone.
-    """
-    score = round(sign_of(metric) * cell.best.mean, 12)
-    return -score, cell.n_features, _SIMPLICITY[cell.model], cell.layers
+    """Order of the leaderboard: best score, fewer features, simpler model, name."""
+    return -rank_of(metric, cell.best.mean), cell.n_features, _SIMPLICITY[cell.model], cell.layers
 
 
 def _folds_of(data: Dataset, plan: Plan) -> tuple[Fold, ...]:

@@ -1,6 +1,7 @@
 """Choose a model's main setting by cross-validation, then fit it on all training rows.
 
-Only training rows ever come here. The scaler is fitted inside each fold.
+Only training rows ever come here. The scaler is fitted inside each fold, and the folds (with their groups) that
+choose a setting are also those that calibrate its probabilities.
 """
 
 from __future__ import annotations
@@ -12,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import FoldError
-from .metrics import Metric, metric_score, sign_of
+from .calibration import Calibrated, fit_temperature, out_of_fold_scores, scaled_softmax
+from .folds import Fold
+from .metrics import Metric, metric_score, rank_of, sign_of
 from .models import BuildOptions, ModelSpec
 from .solving import convergence_notes, folds_in_threads
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-__all__ = ["Fitted", "GridPoint", "Search", "fit_model", "make_folds", "search_setting"]
-
-Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
+__all__ = ["Fitted", "GridPoint", "Search", "fit_model", "search_setting"]
 
 
 @dataclass(frozen=True)
@@ -65,55 +65,6 @@ class Fitted:
         return np.asarray(self.model.predict_proba(self.steps.transform(X)))
 
 
-def make_folds(
-    y: NDArray[np.int64],
-    *,
-    classes: Sequence[str],
-    folds: int,
-    seed: int,
-    groups: Sequence[str] | None = None,
-) -> tuple[Fold, ...]:
-    """Divide training rows into stratified folds, the same for every model and layer.
-
-    Parameters
-    ----------
-    y : (n,) int
-        Classes of the training rows.
-    classes
-        Their names.
-    folds
-        How many, at least 2.
-    seed
-        Seed of the shuffle.
-    groups
-        Group of each row: none is ever in both parts of a fold.
-
-    Returns
-    -------
-    tuple of (training rows, validation rows)
-        Positions in ``y``.
-
-    Raises
-    ------
-    FoldError
-        When a class has fewer rows or groups than folds: it would be missing from some part.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    for i, label in enumerate(classes):
-        rows = np.flatnonzero(y == i)
-        _check_count(label, len(rows), folds, "training rows")
-        if groups is not None:
-            _check_count(label, len({groups[row] for row in rows.tolist()}), folds, "groups of training rows")
-    if groups is None:
-        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    else:
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    parts = tuple(splitter.split(np.zeros(len(y)), y, groups))
-    _check_parts(parts, y, classes, folds)
-    return parts
-
-
 def search_setting(
     spec: ModelSpec,
     X: NDArray[np.float32],
@@ -143,28 +94,18 @@ def search_setting(
     grid
         Values to try instead of the model's own, the simplest first.
     """
-    from sklearn.model_selection import GridSearchCV
-
     values = tuple(spec.kind(value) for value in grid or spec.grid)
-    inner = metric == "log_loss" and not spec.has_probabilities
-    estimator = _calibrated(spec.build(options), len(folds), options) if inner else spec.build(options)
-    name = f"model__estimator__{spec.setting}" if inner else f"model__{spec.setting}"
-    search = GridSearchCV(
-        _pipeline(estimator),
-        {name: values},
-        scoring=_Scorer(metric),
-        cv=list(folds),
-        refit=False,
-        error_score="raise",
-    )
+    uncalibrated = metric == "log_loss" and not spec.has_probabilities
     with convergence_notes() as notes, folds_in_threads():
-        search.fit(X, y, **_fit_params(spec, y, options, prefix="model__"))
-    found = search.cv_results_
+        if uncalibrated:
+            scores = _calibrated_scores(spec, X, y, folds, options, values)
+        else:
+            scores = _grid_scores(spec, X, y, folds, metric, options, values)
     points = tuple(
-        GridPoint(value, float(sign_of(metric) * mean), float(std))
-        for value, mean, std in zip(values, found["mean_test_score"], found["std_test_score"], strict=True)
+        GridPoint(value, float(sign_of(metric) * row.mean()), float(row.std()))
+        for value, row in zip(values, scores, strict=True)
     )
-    best = max(points, key=lambda point: sign_of(metric) * point.mean)  # the first, so the simplest, on ties
+    best = max(points, key=lambda point: rank_of(metric, point.mean))  # the first, so the simplest, on ties
     return Search(best, points, (*notes, *_edge_note(spec, best, values)))
 
 
@@ -174,13 +115,13 @@ def fit_model(
     y: NDArray[np.int64],
     *,
     value: float,
-    folds: int,
+    folds: Sequence[Fold],
     options: BuildOptions,
 ) -> Fitted:
     """Fit scaler and model on all training rows, with probabilities.
 
-    Models that give scores only are calibrated by one temperature, fitted on out-of-fold scores: it keeps the
-    order of the scores, so that the called class is the one with the largest probability.
+    Models that give scores only are calibrated by one temperature, fitted on the scores that each row gets from
+    a scaler and model that saw neither it nor its group; see ``calibration``.
 
     Parameters
     ----------
@@ -193,20 +134,16 @@ def fit_model(
     value
         Value of the model's main setting.
     folds
-        Folds of the calibration.
+        Positions of the parts, for the calibration; see ``make_folds``.
     options
         Seed and class weight.
     """
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    steps = Pipeline([("scale", StandardScaler())])
-    model = spec.build(options).set_params(**{spec.setting: spec.kind(value)})
-    if not spec.has_probabilities:
-        model = _calibrated(model, folds, options)
+    pipeline = _pipeline(spec, options).set_params(**{f"model__{spec.setting}": spec.kind(value)})
     with convergence_notes() as notes, folds_in_threads():
-        model.fit(steps.fit_transform(X), y, **_fit_params(spec, y, options))
-    return Fitted(steps, model, tuple(notes))
+        beta = None if spec.has_probabilities else fit_temperature(out_of_fold_scores(pipeline, X, y, folds), y)
+        pipeline.fit(X, y, **_fit_params(spec, y, options))
+    model = pipeline["model"]
+    return Fitted(pipeline[:-1], model if beta is None else Calibrated(model, beta), tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -221,55 +158,69 @@ class _Scorer:
         return metric_score(self.metric, y, estimator.predict(X), None)
 
 
-def _pipeline(estimator: Any) -> Pipeline:
+def _grid_scores(
+    spec: ModelSpec,
+    X: NDArray[np.float32],
+    y: NDArray[np.int64],
+    folds: Sequence[Fold],
+    metric: Metric,
+    options: BuildOptions,
+    values: Sequence[float],
+) -> NDArray[np.float64]:
+    """Score each value on each fold, (values, folds), larger is better."""
+    from sklearn.model_selection import GridSearchCV
+
+    search = GridSearchCV(
+        _pipeline(spec, options),
+        {f"model__{spec.setting}": values},
+        scoring=_Scorer(metric),
+        cv=list(folds),
+        refit=False,
+        error_score="raise",
+    )
+    search.fit(X, y, **_fit_params(spec, y, options))
+    return np.column_stack([search.cv_results_[f"split{i}_test_score"] for i in range(len(folds))])
+
+
+def _calibrated_scores(
+    spec: ModelSpec,
+    X: NDArray[np.float32],
+    y: NDArray[np.int64],
+    folds: Sequence[Fold],
+    options: BuildOptions,
+    values: Sequence[float],
+) -> NDArray[np.float64]:
+    """Score each value on each fold by log loss, (values, folds), larger is better.
+
+    The temperature that a fold is scored with comes from the out-of-fold scores of the other folds.
+    """
+    table = []
+    for value in values:
+        pipeline = _pipeline(spec, options).set_params(**{f"model__{spec.setting}": value})
+        scores = out_of_fold_scores(pipeline, X, y, folds)
+        betas = [fit_temperature(scores[train], y[train]) for train, _ in folds]
+        probas = [scaled_softmax(scores[test], beta) for (_, test), beta in zip(folds, betas, strict=True)]
+        table.append([metric_score("log_loss", y[test], None, p) for (_, test), p in zip(folds, probas, strict=True)])
+    return np.array(table)
+
+
+def _pipeline(spec: ModelSpec, options: BuildOptions) -> Pipeline:
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return Pipeline([("scale", StandardScaler()), ("model", estimator)])
+    return Pipeline([("scale", StandardScaler()), ("model", spec.build(options))])
 
 
-def _calibrated(estimator: Any, folds: int, options: BuildOptions) -> Any:
-    from sklearn.calibration import CalibratedClassifierCV
-    from sklearn.model_selection import StratifiedKFold
-
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=options.seed)
-    return CalibratedClassifierCV(estimator, method="temperature", ensemble=False, cv=splitter)
-
-
-def _fit_params(spec: ModelSpec, y: NDArray[np.int64], options: BuildOptions, *, prefix: str = "") -> dict[str, Any]:
+def _fit_params(spec: ModelSpec, y: NDArray[np.int64], options: BuildOptions) -> dict[str, Any]:
     """Weigh rows where the estimator has no class weights of its own."""
     if spec.takes_class_weight or options.class_weight is None:
         return {}
     from sklearn.utils.class_weight import compute_sample_weight
 
-    return {f"{prefix}sample_weight": compute_sample_weight(options.class_weight, y)}
+    return {"model__sample_weight": compute_sample_weight(options.class_weight, y)}
 
 
 def _edge_note(spec: ModelSpec, best: GridPoint, values: Sequence[float]) -> tuple[str, ...]:
     if len(values) < 3 or best.value not in (values[0], values[-1]):
         return ()
     return (f"{spec.setting}={best.value:g} is at the edge of the grid: a wider one may do better",)
-
-
-def _check_count(label: str, count: int, folds: int, what: str) -> None:
-    if count < folds:
-        cure = f"lower it (--set train.folds={max(count, 2)})" if count >= 2 else "add some"
-        raise FoldError(
-            f"class {label!r} has {count} {what}, fewer than the {folds} folds: {cure}, or remove the class",
-            label=label,
-            count=count,
-            folds=folds,
-        )
-
-
-def _check_parts(parts: Sequence[Fold], y: NDArray[np.int64], classes: Sequence[str], folds: int) -> None:
-    """Refuse folds whose training part lacks a class, which lopsided groups can cause."""
-    for train, _ in parts:
-        for i in sorted(set(range(len(classes))) - set(y[train].tolist())):
-            raise FoldError(
-                f"class {classes[i]!r}: its groups are so uneven that a fold would train without it; "
-                f"use fewer folds than {folds} (--set train.folds=N), or remove the class",
-                label=classes[i],
-                count=int((y == i).sum()),
-                folds=folds,
-            )

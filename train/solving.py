@@ -23,7 +23,7 @@ def folds_in_threads() -> Iterator[None]:
     The solvers let go of the interpreter's lock. Linear algebra inside a fold keeps to its thread: there are never
     more threads than cores, and the sums do not depend on how many cores there are.
     """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), joblib.parallel_config("threading", n_jobs=usable_threads()):
         yield

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from icecore.train.metrics import evaluate, majority_baseline, metric_score, wilson_interval
+from icecore.train.metrics import evaluate, majority_baseline, metric_score, rank_of, wilson_interval
 from sklearn import metrics as witness
 
 
@@ -55,6 +55,18 @@ def test_a_class_without_held_out_rows_leaves_auc_undefined_with_a_reason() -> N
 
 def test_a_sure_mistake_costs_a_finite_log_loss() -> None:
     assert np.isfinite(evaluate(np.array([0, 1]), np.array([[0.0, 1.0], [0.0, 1.0]]), ["a", "b"]).log_loss)
+
+
+@pytest.mark.parametrize("sure", [1.0, 1 - 1e-10, 1 - 1e-6])
+def test_log_loss_does_not_depend_on_the_models_dtype(sure: float) -> None:
+    y, proba = np.array([1, 1]), np.array([[sure, 1 - sure], [0.1, 0.9]])
+    in_float32 = evaluate(y, proba.astype(np.float32), ["a", "b"]).log_loss
+    assert evaluate(y, proba, ["a", "b"]).log_loss == pytest.approx(in_float32, rel=1e-6)
+
+
+def test_scores_that_differ_in_the_last_bit_alone_are_a_tie() -> None:
+    assert rank_of("accuracy", 0.1 + 0.2) == rank_of("accuracy", 0.3)
+    assert rank_of("log_loss", 0.2) > rank_of("log_loss", 0.3)
 
 
 def test_the_baseline_is_the_majority_class_with_training_shares() -> None:

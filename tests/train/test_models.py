@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from icecore.train import MODELS, FoldError, UnknownModelError
+from icecore.train.folds import make_folds
 from icecore.train.metrics import METRICS
-from icecore.train.models import BuildOptions, model_spec
+from icecore.train.models import BuildOptions, ModelSpec, model_spec
 from icecore.train.pairwise import PairwiseSVC
-from icecore.train.search import fit_model, make_folds, search_setting
+from icecore.train.search import Fitted, fit_model, search_setting
 from numpy.typing import NDArray
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression
@@ -30,29 +31,44 @@ def clouds(k: int, n: int = 90, width: int = 8, seed: int = 0) -> tuple[NDArray[
     return (X * 50 + 7).astype(np.float32), y
 
 
+def fit(
+    spec: ModelSpec,
+    X: NDArray[np.float32],
+    y: NDArray[np.int64],
+    value: float,
+    options: BuildOptions = OPTIONS,
+) -> Fitted:
+    folds = make_folds(y, classes=[str(i) for i in range(y.max() + 1)], folds=3, seed=0)
+    return fit_model(spec, X, y, value=value, folds=folds, options=options)
+
+
 @pytest.mark.parametrize("k", [2, 3])
 @pytest.mark.parametrize("name", list(MODELS))
 def test_every_model_gives_probabilities_and_repeats_itself(name: str, k: int) -> None:
     X, y = clouds(k)
     spec = model_spec(name)
-    fitted = [fit_model(spec, X[:60], y[:60], value=spec.grid[1], folds=3, options=OPTIONS) for _ in range(2)]
+    fitted = [fit(spec, X[:60], y[:60], spec.grid[1]) for _ in range(2)]
     proba = fitted[0].predict_proba(X[60:])
     assert proba.shape == (30, k)
     np.testing.assert_allclose(proba.sum(axis=1), 1, atol=1e-6)
-    np.testing.assert_array_equal(fitted[0].model.predict(fitted[0].steps.transform(X[60:])), proba.argmax(axis=1))
+    machine = getattr(fitted[0].model, "model", fitted[0].model)  # inside the calibration, where there is one
+    np.testing.assert_array_equal(machine.predict(fitted[0].steps.transform(X[60:])), proba.argmax(axis=1))
     np.testing.assert_array_equal(proba, fitted[1].predict_proba(X[60:]))
     assert (proba.argmax(axis=1) == y[60:]).mean() > 0.6
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_balanced_weights_reach_every_model(name: str) -> None:
-    X, y = clouds(2, 200, seed=4)
-    keep = (y == 0) | (np.arange(200) % 10 == 1)  # 100 rows against 20
-    X, y, spec = X[keep], y[keep], model_spec(name)
-    options = BuildOptions(class_weight="balanced")
-    plain = fit_model(spec, X, y, value=spec.grid[1], folds=3, options=OPTIONS).predict_proba(X)
-    weighed = fit_model(spec, X, y, value=spec.grid[1], folds=3, options=options).predict_proba(X)
-    assert not np.array_equal(plain, weighed)
+def test_balanced_weights_find_more_of_a_rare_class(name: str) -> None:
+    rng = np.random.default_rng(4)
+    y = (rng.random(1200) < 0.1).astype(np.int64)
+    X = (rng.normal(size=(1200, 4)) + y[:, None] * 0.8).astype(np.float32)
+    spec, rare = model_spec(name), y[600:] == 1
+    found = {
+        weight: fit(spec, X[:600], y[:600], spec.grid[1], BuildOptions(class_weight=weight)).predict_proba(X[600:])
+        for weight in (None, "balanced")
+    }  # type: ignore[misc]
+    recall = {weight: proba.argmax(axis=1)[rare].mean() for weight, proba in found.items()}
+    assert recall["balanced"] > recall[None] + 0.1
 
 
 def test_the_search_equals_plain_scikit_learn() -> None:
@@ -104,7 +120,7 @@ def test_a_solver_that_stops_early_is_noted_and_warns_nobody() -> None:
     hasty = replace(model_spec("linear_svm"), build=lambda _: LinearSVC(dual=True, max_iter=1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = fit_model(hasty, X, y, value=1.0, folds=3, options=OPTIONS)
+        found = fit(hasty, X, y, 1.0)
     assert any("did not converge" in note for note in found.notes)
 
 
