@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,3 +130,17 @@ def rows() -> Rows:
             return ids, np.array(X)
 
     return rows
+
+
+@pytest.fixture(scope="session")
+def settle() -> Callable[[Path], None]:
+    """Waits until a folder's files are older than the two seconds within which their times are not to be trusted.
+
+    Younger files are read again by the next run, whatever their times say; some tests are about the times alone.
+    """
+
+    def settle(folder: Path) -> None:
+        youngest = max(path.stat().st_ctime for path in folder.rglob("*"))
+        time.sleep(max(0.0, youngest + 2.2 - time.time()))
+
+    return settle

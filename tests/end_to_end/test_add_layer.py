@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +67,12 @@ def columns_of(path: str) -> list[str]:
         return sorted(file["columns"])
 
 
-def settle(work: Path) -> None:
-    """Record that the files were looked at long after they were made: their times are past all doubt."""
-    with closing(sqlite3.connect(work / "features/catalog.sqlite")) as db, db:
-        db.execute("UPDATE images SET checked_ns = checked_ns + 10000000000")
-
-
-def test_a_layer_added_later_writes_only_its_own_column(work: Path, jobs: Any) -> None:
+def test_a_layer_added_later_writes_only_its_own_column(work: Path, jobs: Any, settle: Any) -> None:
+    settle(work / "photos")
     first = jobs.command(["extract", "job.toml", "--json"], work)
     assert (first.code, first.facts["added"], first.facts["forwarded"], first.facts["linked"]) == (5, 12, 10, 1)
     assert first.convolutions["3-64-3"] == 3
     assert not set(LATE) & set(first.convolutions)  # cut after the deepest layer asked for
-    settle(work)
     before, old_rows = segments(work), stored(work, "features.5")
 
     both = ["--set", 'backbone.layers=["features.2", "features.5"]']
