@@ -152,8 +152,7 @@ def _expand(path: Path) -> list[Path]:
     from icecore.store import scan_folder
 
     scan = scan_folder(path)
-    images = [*scan.images, *(image for image, _ in scan.broken)]
-    return [image.path for image in sorted(images, key=lambda image: image.key)]
+    return [scan.image(*found[:4]).path for found in scan]
 
 
 def _write(rows: Iterable[Prediction], classes: Sequence[str], form: str, out: Path | None) -> None:

@@ -15,7 +15,8 @@ from .errors import (
     StoreNotFoundError,
     VersionNotFoundError,
 )
-from .feature_store import Failure, FeatureSet, FeatureStore, Matrix
+from .feature_set import Failure, FeatureSet, Matrix
+from .feature_store import FeatureStore
 from .plan import Plan, WorkGroup, plan_sync
 from .scan import IMAGE_EXTENSIONS, Scan, SourceImage, scan_folder
 from .verify import Problem, VerifyReport, verify_store

@@ -1,8 +1,8 @@
-"""What a writer holds between two commits: rows, links, failures and removals, at most one verdict an image."""
+"""What a writer holds between two commits: rows, links, failures and removals, one verdict an image."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +33,6 @@ class Failed:
     """class of the failure: read, decode, too-large, unsupported, value, transient"""
     reason: str
     """what was found"""
-    content: bytes | None
-    """sha256 digest of its bytes, where they were read whole"""
 
 
 class Buffers:
@@ -44,6 +42,7 @@ class Buffers:
         self.rows: dict[bytes, Row] = {}
         self.failures: dict[bytes, Failed] = {}
         self.gone: set[bytes] = set()
+        self.refusals: dict[bytes, dict[Column, str]] = {}
         self.bytes = 0
         self._vectors: dict[bytes, dict[Column, np.ndarray]] = {}
         self._first: dict[bytes, SourceImage] = {}
@@ -53,23 +52,37 @@ class Buffers:
         """Images with a verdict."""
         return len(self.rows) + len(self.failures)
 
-    def add(self, image: SourceImage, content: bytes, vectors: Mapping[Column, np.ndarray]) -> None:
-        """Take an image, with the ``(D,)`` vectors that its content lacked; none for a link."""
+    def add(
+        self, image: SourceImage, content: bytes, vectors: Mapping[Column, np.ndarray], refusals: Mapping[Column, str]
+    ) -> None:
+        """Take an image, with the ``(D,)`` vectors, or the reasons for having none, that its content lacked."""
         self.failures.pop(image.key, None)
+        self.gone.discard(image.key)
         self.rows[image.key] = Row(image, content)
+        if refusals:
+            self.refusals.setdefault(content, {}).update(refusals)
         if vectors:
             self._vectors.setdefault(content, {}).update(vectors)
             self._first.setdefault(content, image)
             self.bytes += sum(vector.nbytes for vector in vectors.values())
 
-    def fail(self, image: SourceImage, kind: str, reason: str, content: bytes | None) -> None:
+    def fail(self, image: SourceImage, kind: str, reason: str) -> None:
         """Take a failure."""
         self.rows.pop(image.key, None)
-        self.failures[image.key] = Failed(image, kind, reason, content)
+        self.gone.discard(image.key)
+        self.failures[image.key] = Failed(image, kind, reason)
 
-    def columns_of(self, content: bytes) -> Mapping[Column, np.ndarray]:
-        """Give the vectors held for a content, by column."""
-        return self._vectors.get(content, {})
+    def columns_of(self, content: bytes) -> set[Column]:
+        """Give the columns that a content has here, as vectors or refusals."""
+        return {*self._vectors.get(content, ()), *self.refusals.get(content, ())}
+
+    def prune(self, committed: Callable[[bytes], set[Column]]) -> None:
+        """Drop vectors that are committed already: of a commit that was cut off just behind its transaction."""
+        for content, vectors in list(self._vectors.items()):
+            for column in committed(content).intersection(vectors):
+                del vectors[column]
+            if not vectors:
+                del self._vectors[content]
 
     def segments(self) -> Iterator[tuple[tuple[Column, ...], list[Row], dict[Column, np.ndarray]]]:
         """Yield what each segment takes: its columns by name, its rows, and ``(rows, D)`` of each column.
@@ -82,11 +95,7 @@ class Buffers:
             groups.setdefault(columns, []).append(content)
         for columns, contents in groups.items():
             rows = [Row(self._first[content], content) for content in contents]
-            yield (
-                columns,
-                rows,
-                {c: np.stack([self._vectors[content][c] for content in contents]) for c in columns},
-            )
+            yield columns, rows, {c: np.stack([self._vectors[content][c] for content in contents]) for c in columns}
 
 
 def require_shapes(n: int, contents: Sequence[bytes], features: Mapping[Column, np.ndarray]) -> None:
@@ -106,7 +115,9 @@ def require_shapes(n: int, contents: Sequence[bytes], features: Mapping[Column, 
             )
 
 
-def cast_rows(features: Mapping[Column, np.ndarray]) -> tuple[dict[Column, np.ndarray], dict[int, str]]:
+def cast_rows(
+    features: Mapping[Column, np.ndarray],
+) -> tuple[dict[Column, np.ndarray], dict[int, dict[Column, str]]]:
     """Cast every column to its stored dtype.
 
     Returns
@@ -114,19 +125,17 @@ def cast_rows(features: Mapping[Column, np.ndarray]) -> tuple[dict[Column, np.nd
     stored : dict
         ``(n, D)`` arrays in little-endian stored dtype, C order.
     refused : dict
-        Row number -> reason, for each row with a value that the dtype cannot hold.
+        Row number -> column -> reason, for each row with a value that the dtype cannot hold.
     """
     stored: dict[Column, np.ndarray] = {}
-    refused: dict[int, str] = {}
+    refused: dict[int, dict[Column, str]] = {}
     for column, array in features.items():
         with np.errstate(over="ignore"):
             stored[column] = np.ascontiguousarray(array, dtype=np.dtype(column.dtype).newbyteorder("<"))
-        for position in np.flatnonzero(~np.isfinite(stored[column]).all(axis=1)):
+        for position in np.flatnonzero(~np.isfinite(stored[column]).all(axis=1)).tolist():
             worst = array[position][~np.isfinite(stored[column][position])][0]
-            refused.setdefault(
-                int(position),
-                f"{column.name}: {worst:g} does not fit {column.dtype}" + _cure(column, float(worst)),
-            )
+            reason = f"{column.name}: {worst:g} does not fit {column.dtype}{_cure(column, float(worst))}"
+            refused.setdefault(position, {})[column] = reason
     return stored, dict(sorted(refused.items()))
 
 

@@ -7,6 +7,7 @@ Readers open it read-only and never block; the writer's transactions are ``BEGIN
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import urllib.parse
 import uuid
@@ -18,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 
 from .contract import Column, Contract
-from .errors import FormatError, StoreDamagedError, StoreNotFoundError
+from .errors import FormatError, StoreDamagedError, StoreError, StoreNotFoundError
 
 __all__ = [
     "CATALOG",
@@ -83,7 +84,7 @@ def create_catalog(folder: Path) -> None:
     path = folder / CATALOG
     if not path.exists() and next((folder / "segments").rglob("*.h5"), None) is not None:
         raise StoreDamagedError(f"{folder}: {CATALOG} is missing but segments are here; restore it from a back-up")
-    with closing(_open(path, "rwc")) as db:
+    with closing(_open(path, "rwc")) as db, _readable(path):
         db.execute("PRAGMA journal_mode=WAL")
         with transaction(db):
             if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
@@ -114,30 +115,51 @@ def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
     path = folder / CATALOG
     if not path.is_file():
         raise StoreNotFoundError(folder)
-    db = _open(path, "rw" if write else "ro")
+    db = _open(path, "rw" if write else _reading_mode(folder))
     try:
-        row = db.execute("SELECT value FROM meta WHERE key = 'format_version'").fetchone()
-    except sqlite3.DatabaseError as exc:
+        with _readable(path):
+            row = db.execute("SELECT value FROM meta WHERE key = 'format_version'").fetchone()
+            if write:
+                db.execute("PRAGMA synchronous=FULL")
+        if row is None or row[0] != str(CATALOG_VERSION):
+            raise FormatError(f"{path}: catalog format {row and row[0]}, this release reads {CATALOG_VERSION}")
+    except StoreError:
         db.close()
-        raise StoreDamagedError(f"{path}: not readable as a catalog ({exc})") from exc
-    if row is None or row[0] != str(CATALOG_VERSION):
-        db.close()
-        raise FormatError(f"{path}: catalog format {row and row[0]}, this release reads {CATALOG_VERSION}")
-    if write:
-        db.execute("PRAGMA synchronous=FULL")
+        raise
     return db
+
+
+def _reading_mode(folder: Path) -> str:
+    """Take the catalog for unchanging where nobody can change it: a read-only folder, and no log to replay."""
+    log = folder / f"{CATALOG}-wal"
+    frozen = not os.access(folder, os.W_OK) and not (log.exists() and log.stat().st_size)
+    return "ro&immutable=1" if frozen else "ro"
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Tell what SQLite cannot read as damage of the store, and what it cannot do now by its own name."""
+    try:
+        yield
+    except sqlite3.OperationalError as exc:
+        if "no such table" in str(exc):
+            raise StoreDamagedError(f"{path}: holds no catalog ({exc}); `icecore extract` completes a new one") from exc
+        raise StoreError(f"{path}: {exc}") from exc
+    except sqlite3.DatabaseError as exc:
+        raise StoreDamagedError(f"{path}: not readable as a catalog ({exc})") from exc
 
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """Run a block as one transaction: all of it, or on any exception none."""
-    db.execute("BEGIN IMMEDIATE")
     try:
+        db.execute("BEGIN IMMEDIATE")
         yield
+        db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        if db.in_transaction:
+            db.execute("ROLLBACK")
         raise
-    db.execute("COMMIT")
 
 
 def set_id_of(db: sqlite3.Connection, name: str) -> int | None:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .buffers import Buffers, Failed, Row
-from .catalog import head_of, now
+from .catalog import now, printable
 from .contract import Column
-from .scan import SourceImage
+from .scan import RACY_NS, SourceImage
 
 __all__ = ["Target", "WrittenSegment", "apply_commit", "move_head"]
 
@@ -29,6 +29,8 @@ class Target:
     """what ran, for the log"""
     checked_ns: int
     """clock before the source was looked at"""
+    moves_head: bool
+    """whether readers see the commit at once"""
 
 
 @dataclass(frozen=True)
@@ -52,34 +54,42 @@ class WrittenSegment:
 def apply_commit(
     db: sqlite3.Connection, target: Target, buffers: Buffers, segments: Sequence[WrittenSegment]
 ) -> int | None:
-    """Enter rows, failures and removals; give the new version, or None when readers see no difference."""
-    version = 1 + int(db.execute("SELECT coalesce(max(id), 0) FROM versions").fetchone()[0])
-    counts: Counter[str] = Counter()
+    """Enter rows, refusals, failures and removals; give the new version, or None when nothing has changed."""
+    version = _next_version(db)
+    counts: Counter[str] = Counter(segments=len(segments))
+    contents = {row.content for row in buffers.rows.values()}
+    db.executemany("INSERT OR IGNORE INTO contents (sha256) VALUES (?)", [(content,) for content in contents])
     for segment in segments:
         _add_segment(db, target, segment, version)
+    for content, reasons in buffers.refusals.items():
+        counts["refused"] += _add_refusals(db, target, content, reasons, version)
     for key, row in buffers.rows.items():
         counts[_add_image(db, target, key, row, version)] += 1
+        counts["mended"] += _forget_failure(db, target, key, version)
     for key, failed in buffers.failures.items():
         counts["failed"] += 1
         counts["removed"] += _add_failure(db, target, key, failed, version)
     for key in buffers.gone:
         counts["removed"] += _remove(db, target, key, version)
-        counts["forgotten"] += _forget_failure(db, target, key)
-    if not segments and not any(n for what, n in counts.items() if what != "kept"):
+        counts["forgotten"] += _forget_failure(db, target, key, version)
+    if not any(n for what, n in counts.items() if what != "kept"):
         return None
     _add_version(db, target, version, counts)
-    head = head_of(db, target.set_id)
-    if head is None or head.generation_id == target.generation_id:
+    if target.moves_head:
         _set_head(db, target, version)
     return version
 
 
 def move_head(db: sqlite3.Connection, target: Target) -> int:
-    """Make the target's generation the one that readers see, in a version of its own."""
-    version = 1 + int(db.execute("SELECT coalesce(max(id), 0) FROM versions").fetchone()[0])
+    """Make the target's generation, as it is now, the one that readers see, in a version of its own."""
+    version = _next_version(db)
     _add_version(db, target, version, Counter())
     _set_head(db, target, version)
     return version
+
+
+def _next_version(db: sqlite3.Connection) -> int:
+    return 1 + int(db.execute("SELECT coalesce(max(id), 0) FROM versions").fetchone()[0])
 
 
 def _add_version(db: sqlite3.Connection, target: Target, version: int, counts: Counter[str]) -> None:
@@ -95,35 +105,54 @@ def _set_head(db: sqlite3.Connection, target: Target, version: int) -> None:
 
 
 def _add_segment(db: sqlite3.Connection, target: Target, segment: WrittenSegment, version: int) -> None:
-    facts = (
-        segment.uuid,
-        target.generation_id,
-        segment.path,
-        len(segment.contents),
-        segment.size,
-        segment.checksum,
-    )
+    facts = (segment.uuid, target.generation_id, segment.path, len(segment.contents), segment.size, segment.checksum)
     segment_id = db.execute(
         "INSERT INTO segments (uuid, generation_id, path, rows, size, checksum, added_in) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (*facts, version),
     ).lastrowid
-    db.executemany(
-        "INSERT INTO segment_columns VALUES (?, ?, ?)",
-        [(segment_id, target.column_ids[column], offset) for column, offset in segment.offsets.items()],
-    )
+    columns = [(segment_id, target.column_ids[column], offset) for column, offset in segment.offsets.items()]
+    db.executemany("INSERT INTO segment_columns VALUES (?, ?, ?)", columns)
     db.executemany("INSERT OR IGNORE INTO contents (sha256) VALUES (?)", [(content,) for content in segment.contents])
     db.executemany(
         "INSERT INTO vectors SELECT id, ?, ? FROM contents WHERE sha256 = ?",
         [(segment_id, row, content) for row, content in enumerate(segment.contents)],
     )
+    # A column that was refused once and is stored now is no longer refused.
+    db.executemany(
+        "UPDATE refusals SET removed_in = ? WHERE removed_in IS NULL AND column_id = ? "
+        "AND content_id = (SELECT id FROM contents WHERE sha256 = ?)",
+        [(version, column_id, content) for _, column_id, _ in columns for content in segment.contents]
+        if db.execute("SELECT 1 FROM refusals LIMIT 1").fetchone()
+        else [],
+    )
     db.execute("DELETE FROM intents WHERE uuid = ?", (segment.uuid,))
+
+
+def _add_refusals(
+    db: sqlite3.Connection, target: Target, content: bytes, reasons: Mapping[Column, str], version: int
+) -> int:
+    """Enter the columns that cannot hold a content's features; give how many are new."""
+    content_id = _content_id(db, content)
+    assert content_id is not None  # entered with its image
+    added = 0
+    for column, reason in reasons.items():
+        known = db.execute(
+            "SELECT 1 FROM refusals WHERE content_id = ? AND column_id = ? AND removed_in IS NULL",
+            (content_id, target.column_ids[column]),
+        ).fetchone()
+        if known is None:
+            facts = (content_id, target.column_ids[column], version, printable(reason), now())
+            db.execute("INSERT INTO refusals VALUES (?, ?, ?, NULL, ?, ?)", facts)
+            added += 1
+    return added
 
 
 def _add_image(db: sqlite3.Connection, target: Target, key: bytes, row: Row, version: int) -> str:
     """Enter an image; say whether it was added, changed, or kept (the same content, at most new file times)."""
-    content_id = db.execute("SELECT id FROM contents WHERE sha256 = ?", (row.content,)).fetchone()[0]
-    live = _live(db, target, key)
-    _forget_failure(db, target, key)
+    content_id = _content_id(db, row.content)
+    live = db.execute(
+        "SELECT content_id FROM images WHERE set_id = ? AND id = ? AND removed_in IS NULL", (target.set_id, key)
+    ).fetchone()
     if live is not None and live[0] == content_id:
         db.execute(
             "UPDATE images SET size = ?, mtime_ns = ?, ctime_ns = ?, checked_ns = ? "
@@ -142,34 +171,32 @@ def _add_image(db: sqlite3.Connection, target: Target, key: bytes, row: Row, ver
 
 
 def _add_failure(db: sqlite3.Connection, target: Target, key: bytes, failed: Failed, version: int) -> int:
-    """Enter a failure; give 1 where the image's features stop being alive, because its file is another now."""
-    db.execute(
-        "INSERT INTO failures VALUES (:generation, :id, :kind, :reason, 1, :at, :at, :size, :mtime, :ctime) "
-        "ON CONFLICT DO UPDATE SET kind = :kind, reason = :reason, attempts = attempts + 1, last_at = :at, "
-        "size = :size, mtime_ns = :mtime, ctime_ns = :ctime",
-        {
-            "generation": target.generation_id,
-            "id": key,
-            "kind": failed.kind,
-            "reason": failed.reason,
-            "at": now(),
-            **dict(zip(("size", "mtime", "ctime"), _stat(failed.image), strict=True)),
-        },
-    )
-    live = _live(db, target, key)
-    if live is None:
-        return 0
-    same = live[1] == failed.content if failed.content is not None else live[2:] == _stat(failed.image)
-    return 0 if same else _remove(db, target, key, version)
-
-
-def _live(db: sqlite3.Connection, target: Target, key: bytes) -> tuple[int, bytes, int, int, int] | None:
-    row: tuple[int, bytes, int, int, int] | None = db.execute(
-        "SELECT i.content_id, c.sha256, i.size, i.mtime_ns, i.ctime_ns FROM images i "
-        "JOIN contents c ON c.id = i.content_id WHERE i.set_id = ? AND i.id = ? AND i.removed_in IS NULL",
+    """Enter a failure; give 1 where the image's features stop being alive, because its file may be another now."""
+    stat, when = _stat(failed.image), now()
+    again = db.execute(
+        "UPDATE failures SET kind = ?, reason = ?, attempts = attempts + 1, last_at = ?, size = ?, mtime_ns = ?, "
+        "ctime_ns = ?, checked_ns = ? WHERE generation_id = ? AND id = ? AND removed_in IS NULL",
+        (failed.kind, failed.reason, when, *stat, target.checked_ns, target.generation_id, key),
+    ).rowcount
+    if not again:
+        db.execute(
+            "INSERT INTO failures VALUES (?, ?, ?, NULL, ?, ?, 1, ?, ?, ?, ?, ?, ?)",
+            (target.generation_id, key, version, failed.kind, failed.reason, when, when, *stat, target.checked_ns),
+        )
+    live = db.execute(
+        "SELECT size, mtime_ns, ctime_ns, checked_ns FROM images WHERE set_id = ? AND id = ? AND removed_in IS NULL",
         (target.set_id, key),
     ).fetchone()
-    return row
+    if live is None:
+        return 0
+    # Times too fresh to be trusted may hide that these are other bytes; a file that cannot be read says nothing.
+    trusted = max(live[1:3]) <= live[3] - RACY_NS or failed.kind in ("read", "transient")
+    return 0 if live[:3] == stat and trusted else _remove(db, target, key, version)
+
+
+def _content_id(db: sqlite3.Connection, content: bytes) -> int | None:
+    row = db.execute("SELECT id FROM contents WHERE sha256 = ?", (content,)).fetchone()
+    return None if row is None else int(row[0])
 
 
 def _remove(db: sqlite3.Connection, target: Target, key: bytes, version: int) -> int:
@@ -179,8 +206,11 @@ def _remove(db: sqlite3.Connection, target: Target, key: bytes, version: int) ->
     ).rowcount
 
 
-def _forget_failure(db: sqlite3.Connection, target: Target, key: bytes) -> int:
-    return db.execute("DELETE FROM failures WHERE generation_id = ? AND id = ?", (target.generation_id, key)).rowcount
+def _forget_failure(db: sqlite3.Connection, target: Target, key: bytes, version: int) -> int:
+    return db.execute(
+        "UPDATE failures SET removed_in = ? WHERE generation_id = ? AND id = ? AND removed_in IS NULL",
+        (version, target.generation_id, key),
+    ).rowcount
 
 
 def _stat(image: SourceImage) -> tuple[int, int, int]:

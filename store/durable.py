@@ -5,13 +5,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["fsync_file", "fsync_folder", "make_folder", "publish", "write_bytes"]
+__all__ = ["fsync_file", "fsync_folder", "make_folder", "publish", "publish_folder", "write_bytes"]
 
 
 def publish(temporary: Path, final: Path) -> None:
     """Give a finished temporary file its name: fsync, rename, fsync of the folder."""
     fsync_file(temporary)
     temporary.replace(final)
+    fsync_folder(final.parent)
+
+
+def publish_folder(temporary: Path, final: Path) -> None:
+    """Give a finished temporary folder of files its name: fsync of each, rename, fsync of the folder above."""
+    for file in temporary.iterdir():
+        fsync_file(file)
+    fsync_folder(temporary)
+    temporary.rename(final)
     fsync_folder(final.parent)
 
 

@@ -45,8 +45,8 @@ def writer_lock(folder: Path, *, command: str = "") -> Iterator[Holder]:
         holder = Holder(os.getpid(), socket.gethostname(), command or shlex.join(sys.argv), _now())
         write_bytes(folder / HOLDER, json.dumps(asdict(holder)).encode())
         yield holder
-        (folder / HOLDER).unlink(missing_ok=True)
     finally:
+        (folder / HOLDER).unlink(missing_ok=True)
         lock.release()
 
 

@@ -15,15 +15,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from .catalog import CATALOG, columns_of, connect, find_generation, segments_of, set_id_of
-from .contract import Column, Contract
-from .scan import Found, Scan, SourceImage, decode_id
+from .catalog import CATALOG, columns_of, connect, find_generation, generation_by_id, head_of, segments_of, set_id_of
+from .contract import Column, Contract, Difference
+from .errors import SourceError
+from .scan import RACY_NS, Found, Scan, SourceImage, decode_id
+from .spool import PlannedImages, Spool
 
-__all__ = ["Plan", "PlannedImages", "WorkGroup", "plan_against", "plan_sync"]
-
-RACY_NS = 2_000_000_000
-"""File times this close to the moment of looking may hide a later change: the coarsest file system clock ticks
-every two seconds."""
+__all__ = ["Plan", "WorkGroup", "plan_against", "plan_sync"]
 
 TRANSIENT = "transient"
 """Kind of the failures that say nothing of the image (a disk that did not answer): tried again by every run."""
@@ -33,19 +31,6 @@ _Known = tuple[bytes, int, int, int, int, int, int]
 """id, size, mtime_ns, ctime_ns, checked_ns, content, 1 when one segment holds all wanted columns of the content"""
 _LAST: _Known = (b"\xff" * 5000, 0, 0, 0, 0, 0, 0)
 """Sorts behind every id, because no path is that long."""
-
-
-class PlannedImages:
-    """The images of a work group, on disk; iterate as often as you like, in the order of their ids."""
-
-    def __init__(self, spool: _Spool, scan: Scan, mask: int) -> None:
-        self._spool, self._scan, self._mask = spool, scan, mask
-
-    def __len__(self) -> int:
-        return self._spool.counts[self._mask]
-
-    def __iter__(self) -> Iterator[SourceImage]:
-        return (self._scan.image(*row) for row in self._spool.rows(self._mask))
 
 
 @dataclass(frozen=True)
@@ -79,11 +64,15 @@ class Plan:
     retried: int
     """failures tried again because the file changed or on request"""
     failed: int
-    """failures left alone: the file is as it was"""
+    """failures left alone: the file is as it was, or the content does not fit the column"""
     unchanged: int
     """ids with nothing to do"""
     total: int
     """images of the set before the run"""
+    vanished: int
+    """those of them that are gone"""
+    differences: tuple[Difference, ...] = ()
+    """where the contract differs from the one that readers of the set see: not empty, every image is read again"""
 
     @property
     def to_read(self) -> int:
@@ -145,12 +134,16 @@ def plan_against(
     set_id = set_id_of(db, set_name)
     if set_id is None:
         return merge.plan(iter(()), {})
+    head = head_of(db, set_id)
+    if head is not None:
+        merge.differences = contract.diff(generation_by_id(db, head.generation_id).contract)
     generation = find_generation(db, set_id, contract)
     if generation is None:
         return merge.plan(_known_images(db, set_id, []), {})
     ids = columns_of(db, generation.id)
-    masks = segments_of(db, generation.id, [ids.get(column, -1) for column in columns])
-    merge.look_up = _Holdings(db, masks).mask
+    wanted = [ids.get(column, -1) for column in columns]
+    masks = segments_of(db, generation.id, wanted)
+    merge.look_up = _Holdings(db, masks, wanted).masks
     whole = [segment for segment, mask in masks.items() if mask == merge.everything]
     return merge.plan(_known_images(db, set_id, whole), _failures(db, generation.id))
 
@@ -169,53 +162,35 @@ def _known_images(db: sqlite3.Connection, set_id: int, whole: list[int]) -> Iter
 
 
 def _failures(db: sqlite3.Connection, generation_id: int) -> dict[bytes, _Stat]:
-    """Read the failures with the file status that each was met with; none at all for a transient one."""
+    """Read the failures with the file status that each was met with; an impossible one where that proves nothing."""
     rows = db.execute(
-        "SELECT id, kind, size, mtime_ns, ctime_ns FROM failures WHERE generation_id = ?", (generation_id,)
+        "SELECT id, kind, checked_ns, size, mtime_ns, ctime_ns FROM failures "
+        "WHERE generation_id = ? AND removed_in IS NULL",
+        (generation_id,),
     )
-    return {key: (-1, -1, -1) if kind == TRANSIENT else (size, mtime, ctime) for key, kind, size, mtime, ctime in rows}
+    return {
+        key: (-1, -1, -1) if kind == TRANSIENT or max(stat[1:]) > checked - RACY_NS else tuple(stat)
+        for key, kind, checked, *stat in rows
+    }
 
 
 class _Holdings:
-    """Which of the wanted columns a content has, where no segment holds them all."""
+    """Which of the wanted columns a content has, where no segment holds them all, and which refused it."""
 
-    def __init__(self, db: sqlite3.Connection, masks: dict[int, int]) -> None:
-        self._db, self._masks = db, masks
+    def __init__(self, db: sqlite3.Connection, segments: dict[int, int], column_ids: Sequence[int]) -> None:
+        self._db, self._segments = db, segments
+        self._bits = {column_id: 1 << position for position, column_id in enumerate(column_ids)}
 
-    def mask(self, content_id: int) -> int:
-        held = 0
+    def masks(self, content_id: int) -> tuple[int, int]:
+        held = refused = 0
         for (segment,) in self._db.execute("SELECT segment_id FROM vectors WHERE content_id = ?", (content_id,)):
-            held |= self._masks.get(segment, 0)
-        return held
-
-
-class _Spool:
-    """The work of a plan, in a nameless temporary database that SQLite deletes with its connection."""
-
-    def __init__(self) -> None:
-        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._db.execute("CREATE TABLE work (mask TEXT, n INTEGER PRIMARY KEY, id BLOB, size, mtime_ns, ctime_ns)")
-        self._db.execute("BEGIN")
-        self._waiting: list[tuple[str, bytes, int, int, int]] = []
-        self.counts: Counter[int] = Counter()
-
-    def add(self, mask: int, key: bytes, size: int, mtime_ns: int, ctime_ns: int) -> None:
-        self.counts[mask] += 1
-        self._waiting.append((hex(mask), key, size, mtime_ns, ctime_ns))
-        if len(self._waiting) >= 1000:
-            self._flush()
-
-    def rows(self, mask: int) -> Iterator[tuple[bytes, int, int, int]]:
-        self._flush()
-        return self._db.execute("SELECT id, size, mtime_ns, ctime_ns FROM work WHERE mask = ? ORDER BY n", (hex(mask),))
-
-    def _flush(self) -> None:
-        insert = "INSERT INTO work (mask, id, size, mtime_ns, ctime_ns) VALUES (?, ?, ?, ?, ?)"
-        self._db.executemany(insert, self._waiting)
-        self._waiting.clear()
-
-    def __del__(self) -> None:
-        self._db.close()
+            held |= self._segments.get(segment, 0)
+        rows = self._db.execute(
+            "SELECT column_id FROM refusals WHERE content_id = ? AND removed_in IS NULL", (content_id,)
+        )
+        for (column_id,) in rows:
+            refused |= self._bits.get(column_id, 0)
+        return held, refused & ~held
 
 
 class _Merge:
@@ -224,10 +199,12 @@ class _Merge:
     def __init__(self, columns: tuple[Column, ...], scan: Scan, *, rehash: bool, retry_failed: bool) -> None:
         self.columns, self.scan, self.rehash, self.retry_failed = columns, scan, rehash, retry_failed
         self.everything = (1 << len(columns)) - 1
-        self.look_up: Callable[[int], int] = _nothing
+        self.look_up: Callable[[int], tuple[int, int]] = _nothing
+        self.differences: tuple[Difference, ...] = ()
         self.counts: Counter[str] = Counter()
-        self.spool = _Spool()
+        self.spool = Spool()
         self.broken: list[tuple[SourceImage, str]] = []
+        self.nowhere: list[bytes] = []
         self.gone: list[bytes] = []
 
     def plan(self, known_images: Iterator[_Known], failures: dict[bytes, _Stat]) -> Plan:
@@ -262,6 +239,17 @@ class _Merge:
         self.counts["unchanged"] += unchanged
         return self._finish(total, failures)
 
+    def _refuse_unmounted(self) -> None:
+        """Refuse to take images for deleted whose folder is a link that leads nowhere: its disk may be away."""
+        for prefix in self.nowhere:
+            below = sum(key.startswith(prefix) for key in self.gone)
+            if below:
+                link = self.scan.root / decode_id(prefix[:-1])
+                raise SourceError(
+                    f"{link}: this link leads nowhere, and the set holds {below:,} images below it; "
+                    f"mount what it points to, or remove the link; nothing was changed"
+                )
+
     def _decide(self, found: Found, known: _Known | None, failures: dict[bytes, _Stat]) -> None:
         key, size, mtime, ctime, trouble = found
         failure = failures.pop(key, None)
@@ -269,6 +257,7 @@ class _Merge:
             self.counts["failed"] += 1
         elif trouble:
             self.broken.append((self.scan.image(key, size, mtime, ctime), trouble))
+            self.nowhere.append(key + b"/")
         else:
             verdict, missing = self._judge(found, known, tried=failure is not None)
             self.counts[verdict] += 1
@@ -285,10 +274,17 @@ class _Merge:
             return "changed", self.everything
         if self.rehash or max(found[2:4]) > known[4] - RACY_NS:
             return "racy", self.everything
-        missing = 0 if known[6] else self.everything & ~self.look_up(known[5])
-        return ("backfill", missing) if missing else ("unchanged", 0)
+        if known[6]:
+            return "unchanged", 0
+        held, refused = self.look_up(known[5])
+        if refused and self.retry_failed:
+            return "retried", self.everything & ~held
+        missing = self.everything & ~held & ~refused
+        return ("backfill", missing) if missing else ("failed" if refused else "unchanged", 0)
 
     def _finish(self, total: int, failures: dict[bytes, _Stat]) -> Plan:
+        vanished = len(self.gone)
+        self._refuse_unmounted()
         self.gone.extend(set(failures).difference(self.gone))  # what is left was not met in the source
         masks = sorted(self.spool.counts, key=lambda mask: (mask != self.everything, mask))
         return Plan(
@@ -299,6 +295,8 @@ class _Merge:
             broken=tuple(self.broken),
             gone=tuple(decode_id(key) for key in sorted(self.gone)),
             total=total,
+            vanished=vanished,
+            differences=self.differences,
             added=self.counts["added"],
             changed=self.counts["changed"],
             racy=self.counts["racy"],
@@ -309,9 +307,9 @@ class _Merge:
         )
 
 
-def _nothing(content_id: int) -> int:
-    """Say that a content has no column, where there is no generation yet."""
-    return 0
+def _nothing(content_id: int) -> tuple[int, int]:
+    """Say that a content has no column and was refused by none, where there is no generation yet."""
+    return 0, 0
 
 
 def _chosen(columns: tuple[Column, ...], mask: int) -> Iterator[Column]:

@@ -1,4 +1,7 @@
-"""Where the rows of a column lie, and how they come together into one array."""
+"""What is alive as of a version, where the rows of a column lie, and how they come together into one array.
+
+The queries run inside one read transaction of the caller, so that they all see the same commit.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,28 @@ from typing import Self
 
 import numpy as np
 
+from .catalog import Head, columns_of
 from .contract import Column, Dtype
 from .segment import map_column
 
-__all__ = ["Location", "gather", "locate"]
+__all__ = [
+    "Location",
+    "align",
+    "columns_as_of",
+    "count_as_of",
+    "failures_as_of",
+    "gather",
+    "ids_as_of",
+    "lacking_as_of",
+    "locate",
+]
+
+_HAS_COLUMN = (
+    "EXISTS (SELECT 1 FROM vectors v JOIN segment_columns c ON c.segment_id = v.segment_id AND c.column_id = :column"
+    " JOIN segments s ON s.id = v.segment_id AND s.added_in <= :v AND (s.removed_in IS NULL OR s.removed_in > :v)"
+    " WHERE v.content_id = i.content_id)"
+)
+_ALIVE = "i.set_id = :set AND i.added_in <= :v AND (i.removed_in IS NULL OR i.removed_in > :v)"
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,67 @@ class Location:
         )
 
 
+def columns_as_of(db: sqlite3.Connection, head: Head) -> dict[Column, int]:
+    """Give the columns of a generation that some row has, with their rows in the catalog."""
+    rows = db.execute(
+        "SELECT DISTINCT c.column_id FROM segments s JOIN segment_columns c ON c.segment_id = s.id "
+        "WHERE s.generation_id = ? AND s.added_in <= ? AND (s.removed_in IS NULL OR s.removed_in > ?)",
+        (head.generation_id, head.as_of, head.as_of),
+    )
+    filled = {row[0] for row in rows}
+    return {c: column_id for c, column_id in columns_of(db, head.generation_id).items() if column_id in filled}
+
+
+def ids_as_of(db: sqlite3.Connection, set_id: int, head: Head) -> list[bytes]:
+    """Give the images that have any vector, ordered."""
+    rows = db.execute(
+        f"SELECT i.id FROM images i WHERE {_ALIVE} AND EXISTS ("
+        "  SELECT 1 FROM vectors v JOIN segments s ON s.id = v.segment_id WHERE v.content_id = i.content_id"
+        "  AND s.generation_id = :g AND s.added_in <= :v AND (s.removed_in IS NULL OR s.removed_in > :v))"
+        " ORDER BY i.id",
+        {"set": set_id, "v": head.as_of, "g": head.generation_id},
+    )
+    return [row[0] for row in rows]
+
+
+def count_as_of(db: sqlite3.Connection, set_id: int, column_id: int, as_of: int) -> int:
+    """Count the images that have a column."""
+    facts = {"set": set_id, "v": as_of, "column": column_id}
+    query = f"SELECT count(*) FROM images i WHERE {_ALIVE} AND {_HAS_COLUMN}"
+    return int(db.execute(query, facts).fetchone()[0])
+
+
+def lacking_as_of(db: sqlite3.Connection, set_id: int, column_id: int, head: Head) -> int:
+    """Count the images that should have a column and have not: neither failed nor refused by it."""
+    live = "{0}.added_in <= :v AND ({0}.removed_in IS NULL OR {0}.removed_in > :v)"
+    row = db.execute(
+        f"SELECT count(*) FROM images i WHERE {_ALIVE} AND NOT {_HAS_COLUMN}"
+        " AND NOT EXISTS (SELECT 1 FROM failures f WHERE f.generation_id = :g AND f.id = i.id"
+        f" AND {live.format('f')})"
+        " AND NOT EXISTS (SELECT 1 FROM refusals r WHERE r.content_id = i.content_id AND r.column_id = :column"
+        f" AND {live.format('r')})",
+        {"set": set_id, "v": head.as_of, "g": head.generation_id, "column": column_id},
+    ).fetchone()
+    return int(row[0])
+
+
+def failures_as_of(db: sqlite3.Connection, set_id: int, head: Head) -> list[tuple[bytes, str, str, int, str, str]]:
+    """Give the failures as (id, kind, reason, attempts, first_at, last_at), ordered by id."""
+    files = db.execute(
+        "SELECT id, kind, reason, attempts, first_at, last_at FROM failures "
+        "WHERE generation_id = ? AND added_in <= ? AND (removed_in IS NULL OR removed_in > ?)",
+        (head.generation_id, head.as_of, head.as_of),
+    ).fetchall()
+    values = db.execute(
+        "SELECT i.id, 'value', group_concat(r.reason, '; '), 1, min(r.at), max(r.at) FROM refusals r "
+        "JOIN columns c ON c.id = r.column_id AND c.generation_id = :g "
+        f"JOIN images i ON i.content_id = r.content_id AND {_ALIVE} "
+        "WHERE r.added_in <= :v AND (r.removed_in IS NULL OR r.removed_in > :v) GROUP BY i.id",
+        {"set": set_id, "v": head.as_of, "g": head.generation_id},
+    ).fetchall()
+    return sorted([*files, *values])
+
+
 def locate(db: sqlite3.Connection, set_id: int, column_id: int, as_of: int) -> tuple[list[bytes], list[Location]]:
     """Find the rows of a column that are alive as of a version.
 
@@ -64,8 +146,9 @@ def locate(db: sqlite3.Connection, set_id: int, column_id: int, as_of: int) -> t
     rows: dict[int, tuple[list[int], list[int]]] = {segment: ([], []) for segment in segments}
     for key, segment, row in db.execute(
         "SELECT i.id, v.segment_id, v.row FROM images i JOIN vectors v ON v.content_id = i.content_id "
+        "JOIN segment_columns c ON c.segment_id = v.segment_id AND c.column_id = ? "
         "WHERE i.set_id = ? AND i.added_in <= ? AND (i.removed_in IS NULL OR i.removed_in > ?) ORDER BY i.id",
-        (set_id, as_of, as_of),
+        (column_id, set_id, as_of, as_of),
     ):
         if segment in segments:
             rows[segment][0].append(row)
@@ -76,6 +159,22 @@ def locate(db: sqlite3.Connection, set_id: int, column_id: int, as_of: int) -> t
         for segment, (taken, places) in rows.items()
         if taken
     ]
+
+
+def align(found: list[tuple[list[bytes], list[Location]]]) -> tuple[list[bytes], list[list[Location]]]:
+    """Keep the images that every column has, with the places that they take then."""
+    keys = found[0][0]
+    if all(other == keys for other, _ in found[1:]):
+        return keys, [locations for _, locations in found]
+    common = set(keys).intersection(*(other for other, _ in found[1:]))
+    return [key for key in keys if key in common], [_keep(other, locations, common) for other, locations in found]
+
+
+def _keep(keys: list[bytes], locations: list[Location], common: set[bytes]) -> list[Location]:
+    kept = np.array([key in common for key in keys], dtype=bool)
+    place = np.cumsum(kept) - 1
+    chosen = (location.select(kept[location.places], place) for location in locations)
+    return [location for location in chosen if location.rows.size]
 
 
 def gather(folder: Path, parts: list[tuple[Column, list[Location]]], n: int, dtype: Dtype | None) -> np.ndarray:

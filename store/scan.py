@@ -6,6 +6,7 @@ than asking the file system for them.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -22,6 +23,11 @@ IMAGE_EXTENSIONS = (
     ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 """File name endings taken for images, compared in lower case."""
+
+
+RACY_NS = 2_000_000_000
+"""File times this close to the moment of looking may hide a later change: the coarsest file system clock ticks
+every two seconds (git's rule for racy timestamps)."""
 
 
 @dataclass(frozen=True)
@@ -69,38 +75,40 @@ class Scan:
     def __iter__(self) -> Iterator[Found]:
         self.ignored, self.started_ns = 0, time.time_ns()
         images = 0
-        levels = [(self._listing(os.fsencode(self.root), b""), _identity(os.stat(self.root)))]  # noqa: PTH116
+        root = os.fsencode(self.root)
+        levels = [(self._listing(root, b""), _identity(os.stat(root)))]  # noqa: PTH116  (bytes, not a Path)
         while levels:
             for key, entry, is_folder in levels[-1][0]:
-                if is_folder:
-                    here = _identity(entry.stat())
-                    if any(here == above for _, above in levels):
-                        yield (*_broken(key[:-1], entry), "symbolic link to a folder above it")
-                        continue
-                    levels.append((self._listing(entry.path, key), here))
-                    break
-                images += 1
                 try:
                     found = entry.stat()
                 except OSError as exc:
-                    yield (*_broken(key, entry), _link_trouble(exc))
+                    if (broken := _broken(key, entry, exc)) is not None:
+                        images += 1
+                        yield broken
                     continue
-                trouble = "" if stat.S_ISREG(found.st_mode) else "not a regular file"
-                yield key, found.st_size, found.st_mtime_ns, found.st_ctime_ns, trouble
+                if not is_folder:
+                    images += 1
+                    trouble = "" if stat.S_ISREG(found.st_mode) else "not a regular file"
+                    yield key, found.st_size, found.st_mtime_ns, found.st_ctime_ns, trouble
+                elif any(_identity(found) == above for _, above in levels):
+                    link = entry.stat(follow_symlinks=False)
+                    trouble = "symbolic link to a folder above it"
+                    yield key[:-1], link.st_size, link.st_mtime_ns, link.st_ctime_ns, trouble
+                else:
+                    levels.append((self._listing(entry.path, key), _identity(found)))
+                    break
             else:
                 levels.pop()
         if not images:
             endings = ", ".join(self.extensions)
             raise SourceError(f"{self.root}: no images ({self.ignored} other files; looked for {endings})")
 
-    @property
     def images(self) -> tuple[SourceImage, ...]:
-        """Walk, and give the images that can be read."""
+        """Walk, and give the images that can be read, all at once."""
         return tuple(self.image(*found[:4]) for found in self if not found[4])
 
-    @property
     def broken(self) -> tuple[tuple[SourceImage, str], ...]:
-        """Walk, and give the names that look like images but lead nowhere, each with the reason."""
+        """Walk, and give the names that lead nowhere, each with the reason."""
         return tuple((self.image(*found[:4]), found[4]) for found in self if found[4])
 
     def image(self, key: bytes, size: int, mtime_ns: int, ctime_ns: int) -> SourceImage:
@@ -118,12 +126,17 @@ class Scan:
                     self.ignored += 1
                 elif _is_folder(entry):
                     entries.append((prefix + name + b"/", entry, True))
-                elif name.lower().endswith(self._endings):
+                elif name.lower().endswith(self._endings) or _leads_nowhere(entry):
+                    # A link without an image's ending that leads nowhere may be a folder whose disk is not there.
                     entries.append((prefix + name, entry, False))
                 else:
                     self.ignored += 1
+        except FileNotFoundError:
+            if not prefix:
+                raise SourceError(f"{os.fsdecode(folder)}: vanished while it was being listed") from None
+            return iter(())  # a folder deleted since its parent was listed
         except OSError as exc:
-            place = os.fsdecode(folder)
+            place = os.fsdecode(exc.filename or folder)
             raise SourceError(f"{place}: cannot be listed ({exc.strerror}); nothing was changed") from exc
         entries.sort(key=itemgetter(0))
         return iter(entries)
@@ -160,13 +173,23 @@ def decode_id(key: bytes) -> str:
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle, say: told when the file itself is looked at
-        return False
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            return False
+        raise  # a link into a disk that does not answer: not to be taken for a deletion
 
 
-def _broken(key: bytes, entry: os.DirEntry[bytes]) -> tuple[bytes, int, int, int]:
-    link = entry.stat(follow_symlinks=False)
-    return key, link.st_size, link.st_mtime_ns, link.st_ctime_ns
+def _leads_nowhere(entry: os.DirEntry[bytes]) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110  (bytes, not a Path)
+
+
+def _broken(key: bytes, entry: os.DirEntry[bytes], exc: OSError) -> Found | None:
+    """Give a name that leads nowhere with its reason; None for one deleted since its folder was listed."""
+    try:
+        link = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return key.removesuffix(b"/"), link.st_size, link.st_mtime_ns, link.st_ctime_ns, _link_trouble(exc)
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:

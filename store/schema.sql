@@ -93,9 +93,12 @@ CREATE TABLE images (
 
 CREATE UNIQUE INDEX live_images ON images (set_id, id) WHERE removed_in IS NULL;
 
+-- Files that gave no features under a generation.
 CREATE TABLE failures (
     generation_id INTEGER NOT NULL REFERENCES generations,
     id BLOB NOT NULL,
+    added_in INTEGER NOT NULL,
+    removed_in INTEGER,
     kind TEXT NOT NULL,
     reason TEXT NOT NULL,
     attempts INTEGER NOT NULL,
@@ -104,7 +107,21 @@ CREATE TABLE failures (
     size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL,
     ctime_ns INTEGER NOT NULL,
-    PRIMARY KEY (generation_id, id)
+    checked_ns INTEGER NOT NULL,
+    PRIMARY KEY (generation_id, id, added_in)
+) STRICT, WITHOUT ROWID;
+
+CREATE UNIQUE INDEX live_failures ON failures (generation_id, id) WHERE removed_in IS NULL;
+
+-- Features that a column's dtype cannot hold: a fact of content and column, whatever the images are called.
+CREATE TABLE refusals (
+    content_id INTEGER NOT NULL REFERENCES contents,
+    column_id INTEGER NOT NULL REFERENCES columns,
+    added_in INTEGER NOT NULL,
+    removed_in INTEGER,
+    reason TEXT NOT NULL,
+    at TEXT NOT NULL,
+    PRIMARY KEY (content_id, column_id, added_in)
 ) STRICT, WITHOUT ROWID;
 
 -- Segments about to be named: one that is here and not in `segments` was cut off before its commit.

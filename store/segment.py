@@ -26,6 +26,7 @@ __all__ = [
     "array_checksum",
     "file_checksum",
     "map_column",
+    "read_extents",
     "read_header",
     "read_identity",
     "write_segment",
@@ -130,6 +131,13 @@ def read_identity(path: Path) -> tuple[list[bytes], np.ndarray]:
             return file[IDS][()].tobytes().split(b"\0")[:-1], file[CONTENT][()]
     except (OSError, KeyError, RuntimeError) as exc:
         raise StoreDamagedError(f"{path}: not readable as a segment ({exc})") from exc
+
+
+def read_extents(path: Path) -> list[tuple[str, int, int]]:
+    """Give name, width and byte offset of each column, by name, as HDF5 tells them."""
+    with h5py.File(path, "r") as file:
+        group = file[COLUMNS]
+        return [(name, int(group[name].shape[1]), int(group[name].id.get_offset())) for name in sorted(group)]
 
 
 def map_column(path: Path, column: Column, rows: int, offset: int) -> np.ndarray:

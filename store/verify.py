@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import catalog
 from .errors import StoreError
-from .segment import check_arrays, file_checksum, read_header, read_identity
+from .segment import check_arrays, file_checksum, read_extents, read_header, read_identity
 
 __all__ = ["Problem", "VerifyReport", "verify_store"]
 
@@ -55,18 +55,39 @@ def verify_store(path: Path | str) -> VerifyReport:
     """
     folder = Path(path)
     problems: list[Problem] = []
+    files = sorted(p.relative_to(folder).as_posix() for p in (folder / "segments").rglob("*.h5"))  # before the query
+    rows: list[tuple[int, str, int, int, str, int]] = []
     with closing(catalog.connect(folder)) as db:
-        for (line,) in db.execute("PRAGMA integrity_check").fetchall():
-            if line != "ok":
-                problems.append(Problem(catalog.CATALOG, line))
-        rows = db.execute("SELECT id, path, rows, size, checksum, generation_id FROM segments ORDER BY id").fetchall()
-        for segment_id, relative, n_rows, size, checksum, generation_id in rows:
-            trouble = _file_trouble(folder / relative, size, checksum)
-            if not trouble:
-                trouble = _row_trouble(db, folder / relative, segment_id, n_rows, generation_id)
-            problems.extend(Problem(relative, what) for what in trouble)
-        problems.extend(_strangers(folder, db))
+        try:
+            problems.extend(Problem(catalog.CATALOG, what) for what in _catalog_trouble(db))
+            rows = db.execute(
+                "SELECT id, path, rows, size, checksum, generation_id FROM segments ORDER BY id"
+            ).fetchall()
+            for segment_id, relative, n_rows, size, checksum, generation_id in rows:
+                trouble = _file_trouble(folder / relative, size, checksum)
+                if not trouble:
+                    trouble = _row_trouble(db, folder / relative, segment_id, n_rows, generation_id)
+                problems.extend(Problem(relative, what) for what in trouble)
+            problems.extend(_strangers(files, db))
+        except sqlite3.DatabaseError as exc:
+            problems.append(Problem(catalog.CATALOG, f"cannot be read ({exc})"))
     return VerifyReport(len(rows), sum(r[2] for r in rows), sum(r[3] for r in rows), tuple(problems))
+
+
+def _catalog_trouble(db: sqlite3.Connection) -> list[str]:
+    """Check the catalog by itself: its pages, its references, and that no column has a content twice."""
+    trouble = [line for (line,) in db.execute("PRAGMA integrity_check") if line != "ok"]
+    trouble += [
+        f"table {row[0]} refers to rows of {row[2]} that are not there"
+        for row in db.execute("PRAGMA foreign_key_check")
+    ]
+    doubled = db.execute(
+        "SELECT k.name, count(*) FROM (SELECT c.column_id AS column_id FROM vectors v "
+        "  JOIN segments s ON s.id = v.segment_id AND s.removed_in IS NULL"
+        "  JOIN segment_columns c ON c.segment_id = s.id GROUP BY v.content_id, c.column_id HAVING count(*) > 1) "
+        "JOIN columns k ON k.id = column_id GROUP BY k.id"
+    )
+    return trouble + [f"{count:,} images have {name} twice" for name, count in doubled]
 
 
 def _file_trouble(path: Path, size: int, checksum: str) -> list[str]:
@@ -92,8 +113,8 @@ def _row_trouble(db: sqlite3.Connection, path: Path, segment_id: int, n_rows: in
         return [str(exc)]
     trouble = []
     generation = catalog.generation_by_id(db, generation_id)
-    if header.contract != generation.contract or header.generation != generation.uuid:
-        trouble.append("its contract or generation is not the catalog's")
+    if header.contract != generation.contract or header.generation != generation.uuid or header.uuid != path.stem:
+        trouble.append("its contract, generation or name is not the catalog's")
     if not header.rows == n_rows == len(ids) == len(content):
         trouble.append(f"rows: {header.rows} in the header, {len(ids)} ids, {len(content)} contents, {n_rows} expected")
     entered = db.execute(
@@ -102,19 +123,17 @@ def _row_trouble(db: sqlite3.Connection, path: Path, segment_id: int, n_rows: in
     ).fetchall()
     if [row[0] for row in entered] != [row.tobytes() for row in content]:
         trouble.append("its rows are not those that the catalog names")
-    columns = dict(
-        db.execute(
-            "SELECT k.name, k.width FROM segment_columns c JOIN columns k ON k.id = c.column_id WHERE c.segment_id = ?",
-            (segment_id,),
-        ).fetchall()
-    )
-    if columns != {column.name: column.width for column in header.columns}:
-        trouble.append("its columns are not those that the catalog names")
+    entered_columns = db.execute(
+        "SELECT k.name, k.width, c.offset FROM segment_columns c JOIN columns k ON k.id = c.column_id "
+        "WHERE c.segment_id = ? ORDER BY k.name",
+        (segment_id,),
+    ).fetchall()
+    if entered_columns != read_extents(path):
+        trouble.append("its columns are not those, or not where, the catalog says")
     return trouble
 
 
-def _strangers(folder: Path, db: sqlite3.Connection) -> list[Problem]:
+def _strangers(files: list[str], db: sqlite3.Connection) -> list[Problem]:
     """Name segment files that the catalog does not know; the next writer's sweep takes announced ones away."""
     known = {row[0] for row in db.execute("SELECT path FROM segments UNION SELECT path FROM intents")}
-    found = sorted(p.relative_to(folder).as_posix() for p in (folder / "segments").rglob("*.h5"))
-    return [Problem(path, "is not in the catalog") for path in found if path not in known]
+    return [Problem(path, "is not in the catalog") for path in files if path not in known]

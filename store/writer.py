@@ -7,10 +7,8 @@ intents name; killed after it, everything is there.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-import sqlite3
 import threading
 import time
 import uuid
@@ -25,13 +23,14 @@ import numpy as np
 
 from . import catalog
 from .buffers import Buffers, Row, cast_rows, require_shapes
-from .catalog import Generation, printable
+from .catalog import printable
 from .commit import Target, WrittenSegment, apply_commit, move_head
-from .contract import Column, Contract, Difference
+from .contract import Column, Contract
 from .durable import make_folder, publish
-from .errors import ContractMismatchError, StoreError
+from .errors import StoreError
 from .lock import writer_lock
 from .plan import Plan, plan_against
+from .registry import ensure_columns, ensure_generation, ensure_set, sweep
 from .scan import Scan, SourceImage, encode_id
 from .segment import SegmentHeader, file_checksum, write_segment
 
@@ -51,12 +50,12 @@ _SET_NAME = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 
 @dataclass(frozen=True)
 class RefusedRow:
-    """A row that was not stored, recorded as a failure instead."""
+    """An image with a column that cannot hold its value; its other columns are stored."""
 
     image: SourceImage
     """the image"""
     reason: str
-    """which column cannot hold which value"""
+    """which column cannot hold which value; several are joined by ``; ``"""
 
 
 class Writer:
@@ -82,24 +81,31 @@ class Writer:
             raise StoreError(f"set name {set_name!r}: use letters, digits, '.', '_' and '-', at most 128 of them")
         self.folder, self.set_name, self.contract, self.columns = folder, set_name, contract, tuple(columns)
         self.command = command
+        self.uncovered = 0
+        """after closing: images that keep readers at another generation or an earlier version"""
         self._source, self._versions = dict(source or {}), dict(versions or {})
         self._lock = threading.Lock()
         self._closing = ExitStack()
         self._checked_ns = time.time_ns()
+        self._retries = False
         self._segment_rows = FIRST_ROWS
         self._committed_at = time.monotonic()
         self._buffers = Buffers()
+        self._cut_off = False
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(writer_lock(self.folder, command=self.command))
             self._db = catalog.connect(self.folder, write=True)
             stack.callback(self._db.close)
-            _sweep(self.folder, self._db)
+            sweep(self.folder, self._db)
             with catalog.transaction(self._db):
-                self._set_id = _ensure_set(self._db, self.set_name)
-                self._generation = self._ensure_generation()
-                self._column_ids = self._ensure_columns()
+                self._set_id = ensure_set(self._db, self.set_name)
+                self._generation = ensure_generation(
+                    self._db, self._set_id, self.contract, self._source, self._versions
+                )
+                self._column_ids = ensure_columns(self._db, self._generation.id, self.columns)
+            self._moves_head = self._is_head()
             self._closing = stack.pop_all()
         return self
 
@@ -109,8 +115,11 @@ class Writer:
         with self._closing:
             if kind is None or issubclass(kind, (KeyboardInterrupt, SystemExit)):
                 self.commit()
-            if kind is None:
+            if kind is None and not self._moves_head:
                 self._switch_readers()
+            # Empty the log, so that the catalog alone is whole; a reader in the middle of a query keeps it, unwaited.
+            self._db.execute("PRAGMA busy_timeout=0")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @property
     def generation(self) -> str:
@@ -119,20 +128,16 @@ class Writer:
 
     def plan(self, scan: Scan, *, rehash: bool = False, retry_failed: bool = False) -> Plan:
         """Compare a source with the set; see ``plan_sync``."""
-        self._checked_ns = scan.started_ns
+        self._retries = retry_failed
         with self._lock:
-            return plan_against(
-                self._db,
-                self.set_name,
-                self.contract,
-                self.columns,
-                scan,
-                rehash=rehash,
-                retry_failed=retry_failed,
+            plan = plan_against(
+                self._db, self.set_name, self.contract, self.columns, scan, rehash=rehash, retry_failed=retry_failed
             )
+        self._checked_ns = scan.started_ns
+        return plan
 
     def is_known(self, content: bytes, columns: Sequence[Column]) -> bool:
-        """Say whether a content (sha256 digest, 32 bytes) has vectors in all these columns already.
+        """Say whether a content (sha256 digest, 32 bytes) has vectors, or refusals, in all these columns already.
 
         Committed and appended ones count. Safe to call from any thread.
         """
@@ -156,37 +161,51 @@ class Writer:
         Returns
         -------
         list of RefusedRow
-            Rows with a value that the stored dtype cannot hold (NaN, infinity, overflow); recorded as failures.
+            Images with a value that a column's dtype cannot hold (NaN, infinity, overflow). The column is recorded
+            as refused for this content, under whatever name it comes; the other columns are stored.
 
         Raises
         ------
         ValueError
-            When an array has not one row an image, or not the column's width.
+            When an array has not one row an image, or not the column's width, or the column was not announced.
         """
         require_shapes(len(images), contents, features)
-        stored, refusals = cast_rows(features)
+        if strangers := [column.name for column in features if column not in self._column_ids]:
+            raise ValueError(f"append: the writer was not opened for {', '.join(strangers)}")
+        stored, refused = cast_rows(features)
         with self._lock:
             for position, (image, content) in enumerate(zip(images, contents, strict=True)):
-                if position in refusals:
-                    self._buffers.fail(image, "value", refusals[position], content)
-                    continue
                 missing = self._missing(content, list(features))
-                self._buffers.add(image, content, {column: stored[column][position] for column in missing})
+                reasons = {c: why for c, why in refused.get(position, {}).items() if c in missing}
+                vectors = {c: stored[c][position] for c in missing if c not in reasons}
+                self._buffers.add(image, content, vectors, reasons)
             if self._full():
                 self._commit()
-        return [RefusedRow(images[position], reason) for position, reason in refusals.items()]
+        return [RefusedRow(images[position], "; ".join(why.values())) for position, why in refused.items()]
 
     def link(self, image: SourceImage, content: bytes) -> None:
-        """Record an image whose content has its vectors already: moved, copied, or merely touched."""
+        """Record an image whose content has its vectors already: moved, copied, or merely touched.
+
+        Raises
+        ------
+        ValueError
+            When the content has none in this generation.
+        """
         with self._lock:
-            self._buffers.add(image, content, {})
+            if not self._held(content):
+                raise ValueError(f"link: the content of {image.id!r} has no features in this generation")
+            self._buffers.add(image, content, {}, {})
             if self._full():
                 self._commit()
 
     def fail(self, image: SourceImage, kind: str, reason: str) -> None:
-        """Record an image that gave no features; features of its earlier content stop being alive."""
+        """Record an image that gave no features; features of its earlier content stop being alive.
+
+        ``kind`` says what to do next: ``decode``, ``too-large`` and ``unsupported`` are facts about the bytes,
+        ``read`` about the file, and ``transient`` ones are tried again by every run.
+        """
         with self._lock:
-            self._buffers.fail(image, kind, printable(reason), None)
+            self._buffers.fail(image, kind, printable(reason))
             if self._full():
                 self._commit()
 
@@ -201,7 +220,7 @@ class Writer:
         Returns
         -------
         int or None
-            The new version; None when readers would see no difference.
+            The new version; None when nothing has changed.
         """
         with self._lock:
             return self._commit()
@@ -215,32 +234,55 @@ class Writer:
 
     def _missing(self, content: bytes, columns: Sequence[Column]) -> list[Column]:
         """Give the columns that a content lacks, committed or buffered."""
-        pending = self._buffers.columns_of(content)
+        held = self._held(content)
+        return [column for column in columns if column not in held]
+
+    def _held(self, content: bytes) -> set[Column]:
+        return self._committed(content, refused=not self._retries) | self._buffers.columns_of(content)
+
+    def _committed(self, content: bytes, *, refused: bool = False) -> set[Column]:
         rows = self._db.execute(
-            "SELECT DISTINCT sc.column_id FROM contents c JOIN vectors v ON v.content_id = c.id "
+            "SELECT sc.column_id FROM contents c JOIN vectors v ON v.content_id = c.id "
             "JOIN segments s ON s.id = v.segment_id AND s.removed_in IS NULL AND s.generation_id = ? "
             "JOIN segment_columns sc ON sc.segment_id = s.id WHERE c.sha256 = ?",
             (self._generation.id, content),
-        )
-        committed = {row[0] for row in rows}
-        return [c for c in columns if c not in pending and self._column_ids.get(c) not in committed]
+        ).fetchall()
+        if refused:
+            rows += self._db.execute(
+                "SELECT r.column_id FROM contents c JOIN refusals r ON r.content_id = c.id AND r.removed_in IS NULL "
+                "WHERE c.sha256 = ?",
+                (content,),
+            ).fetchall()
+        ids = {row[0] for row in rows}
+        return {column for column, column_id in self._column_ids.items() if column_id in ids} if ids else set()
 
     def _commit(self) -> int | None:
-        buffers, self._buffers = self._buffers, Buffers()
+        """Write segments, then the transaction; the buffers are kept until both are done, and tried again."""
         self._committed_at = time.monotonic()
-        if not buffers.entries and not buffers.gone:
+        if not self._buffers.entries and not self._buffers.gone:
             return None
-        segments = [self._write_segment(*parts) for parts in buffers.segments()]
+        if self._cut_off:
+            self._buffers.prune(self._committed)
+        self._cut_off = True
+        segments = [self._write_segment(*parts) for parts in self._buffers.segments()]
         with catalog.transaction(self._db):
-            version = apply_commit(self._db, self._target(), buffers, segments)
+            version = apply_commit(self._db, self._target(), self._buffers, segments)
         if segments:
             self._segment_rows = min(self._segment_rows * 2, MOST_ROWS)
         if version is not None:
-            log.info("committed version %d: %d images, %d segments", version, buffers.entries, len(segments))
+            log.info("committed version %d: %d images, %d segments", version, self._buffers.entries, len(segments))
+        self._buffers, self._cut_off = Buffers(), False
         return version
 
     def _target(self) -> Target:
-        return Target(self._set_id, self._generation.id, self._column_ids, printable(self.command), self._checked_ns)
+        return Target(
+            set_id=self._set_id,
+            generation_id=self._generation.id,
+            column_ids=self._column_ids,
+            command=printable(self.command),
+            checked_ns=self._checked_ns,
+            moves_head=self._moves_head,
+        )
 
     def _write_segment(
         self, columns: tuple[Column, ...], rows: list[Row], features: Mapping[Column, np.ndarray]
@@ -269,91 +311,40 @@ class Writer:
         publish(temporary, final)
         return WrittenSegment(name, relative, size, checksum, offsets, contents)
 
-    def _switch_readers(self) -> None:
-        """Make this generation the one that is read, once it covers every image of the set."""
+    def _is_head(self) -> bool:
+        """Say whether commits are seen at once: no other generation is read, and none has moved images since."""
         head = catalog.head_of(self._db, self._set_id)
-        if head is None or head.generation_id == self._generation.id or not self._covers_all():
+        if head is None:
+            return True
+        moved = self._db.execute(
+            "SELECT 1 FROM versions WHERE set_id = ? AND id > ? AND generation_id != ? LIMIT 1",
+            (self._set_id, head.as_of, self._generation.id),
+        ).fetchone()
+        return head.generation_id == self._generation.id and moved is None
+
+    def _switch_readers(self) -> None:
+        """Let readers see this generation as it is now, once it covers every image of the set."""
+        head = catalog.head_of(self._db, self._set_id)
+        returns = head is not None and head.generation_id == self._generation.id
+        # A file that could not be read this time does not end the life of features that another generation has.
+        kinds = "" if returns else "AND f.kind IN ('decode', 'too-large', 'unsupported')"
+        counts = [
+            self._db.execute(
+                "SELECT count(*) FROM images i WHERE i.set_id = ? AND i.removed_in IS NULL AND NOT EXISTS ("
+                "  SELECT 1 FROM vectors v JOIN segment_columns sc ON sc.segment_id = v.segment_id"
+                "  JOIN segments s ON s.id = v.segment_id AND s.removed_in IS NULL"
+                "  WHERE v.content_id = i.content_id AND sc.column_id = ?)"
+                " AND NOT EXISTS (SELECT 1 FROM refusals r WHERE r.content_id = i.content_id AND r.column_id = ?)"
+                " AND NOT EXISTS (SELECT 1 FROM failures f WHERE f.generation_id = ? AND f.id = i.id"
+                f" AND f.removed_in IS NULL {kinds})",
+                (self._set_id, self._column_ids[column], self._column_ids[column], self._generation.id),
+            ).fetchone()[0]
+            for column in self.columns
+        ]
+        self.uncovered = max(counts, default=0)
+        if self.uncovered:
+            log.warning("readers of %s stay where they are: %d images lack features", self.set_name, self.uncovered)
             return
         with catalog.transaction(self._db):
             version = move_head(self._db, self._target())
         log.info("readers of %s moved to generation %s at version %d", self.set_name, self.generation, version)
-
-    def _covers_all(self) -> bool:
-        return all(
-            self._db.execute(
-                "SELECT 1 FROM images i WHERE i.set_id = ? AND i.removed_in IS NULL AND NOT EXISTS ("
-                "  SELECT 1 FROM vectors v JOIN segment_columns sc ON sc.segment_id = v.segment_id"
-                "  JOIN segments s ON s.id = v.segment_id AND s.removed_in IS NULL"
-                "  WHERE v.content_id = i.content_id AND sc.column_id = ?)"
-                " AND NOT EXISTS (SELECT 1 FROM failures f WHERE f.generation_id = ? AND f.id = i.id) LIMIT 1",
-                (self._set_id, self._column_ids[column], self._generation.id),
-            ).fetchone()
-            is None
-            for column in self.columns
-        )
-
-    def _ensure_generation(self) -> Generation:
-        found = catalog.find_generation(self._db, self._set_id, self.contract)
-        if found:
-            return found
-        head = catalog.head_of(self._db, self._set_id)
-        self._db.execute(
-            "INSERT INTO generations (set_id, uuid, contract_hash, contract, parent_id, created, source, versions) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                self._set_id,
-                uuid.uuid4().hex,
-                self.contract.hash,
-                json.dumps(self.contract.to_json()),
-                head.generation_id if head else None,
-                catalog.now(),
-                json.dumps(self._source),
-                json.dumps(self._versions),
-            ),
-        )
-        made = catalog.find_generation(self._db, self._set_id, self.contract)
-        assert made is not None
-        return made
-
-    def _ensure_columns(self) -> dict[Column, int]:
-        held = {column.name: column for column in catalog.columns_of(self._db, self._generation.id)}
-        for column in self.columns:
-            twin = held.get(column.name)
-            if twin is not None and (twin.hash, twin.width) != (column.hash, column.width):
-                raise ContractMismatchError(f"column {column.name}", _column_diff(column, twin))
-            if twin is None:
-                self._db.execute(
-                    "INSERT INTO columns (generation_id, name, hash, spec, width) VALUES (?, ?, ?, ?, ?)",
-                    (
-                        self._generation.id,
-                        column.name,
-                        column.hash,
-                        json.dumps(column.to_json()),
-                        column.width,
-                    ),
-                )
-        return catalog.columns_of(self._db, self._generation.id)
-
-
-def _column_diff(ours: Column, theirs: Column) -> list[Difference]:
-    pairs = {**ours.to_json(), "width": ours.width}, {**theirs.to_json(), "width": theirs.width}
-    return [Difference(key, pairs[0][key], pairs[1][key]) for key in pairs[0] if pairs[0][key] != pairs[1][key]]
-
-
-def _ensure_set(db: sqlite3.Connection, name: str) -> int:
-    db.execute("INSERT OR IGNORE INTO sets (name) VALUES (?)", (name,))
-    set_id = catalog.set_id_of(db, name)
-    assert set_id is not None
-    return set_id
-
-
-def _sweep(folder: Path, db: sqlite3.Connection) -> None:
-    """Delete what a killed writer left: segments that it announced and did not commit. Nothing else."""
-    for name, relative in db.execute("SELECT uuid, path FROM intents").fetchall():
-        final = folder / relative
-        for leftover in (final, final.with_suffix(".h5.tmp")):
-            if leftover.exists():
-                log.warning("swept %s, left by a run that was cut off", leftover)
-                leftover.unlink()
-        with catalog.transaction(db):
-            db.execute("DELETE FROM intents WHERE uuid = ?", (name,))

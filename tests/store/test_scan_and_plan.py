@@ -33,15 +33,15 @@ def test_images_come_in_the_order_of_their_bytes(photos: Path) -> None:
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
         (photos / name).write_bytes(b"x")
     scan = scan_folder(photos)
-    keys = [os.fsencode(image.id) for image in scan.images]
+    keys = [os.fsencode(image.id) for image in scan.images()]
     assert keys == sorted(keys)
     assert len(keys) == 11
     assert {"b/2.jpg", "a/1.JPG", "a b.png", "Z/\udcff.jpg", "Z/é.jpg", "Z/new\nline.jpg"} <= {
-        image.id for image in scan.images
+        image.id for image in scan.images()
     }
     list(scan)
     assert scan.ignored == 2
-    assert all(image.path.read_bytes() for image in scan.images)
+    assert all(image.path.read_bytes() for image in scan.images())
 
 
 def test_links_are_followed_but_never_in_a_circle(photos: Path, tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_links_are_followed_but_never_in_a_circle(photos: Path, tmp_path: Path) 
     (photos / "dangling.jpg").symlink_to("nowhere.jpg")
     os.mkfifo(photos / "pipe.jpg")
     scan = scan_folder(photos)
-    assert "linked/3.jpg" in [image.id for image in scan.images]
-    assert {image.id: reason for image, reason in scan.broken} == {
+    assert "linked/3.jpg" in [image.id for image in scan.images()]
+    assert {image.id: reason for image, reason in scan.broken()} == {
         "up": "symbolic link to a folder above it",
         "loop.jpg": "Too many levels of symbolic links",
         "dangling.jpg": "symbolic link that leads nowhere",
@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_listed_stops_the_scan(photos: Path, monkeypatch
 
     def refuse(path: bytes) -> object:
         if path.endswith(b"/b"):
-            raise PermissionError(13, "Permission denied", str(path))
+            raise PermissionError(13, "Permission denied", os.fsdecode(path))
         return real(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
@@ -175,9 +175,10 @@ def test_failures_are_left_alone_until_the_file_changes_or_on_request(
     photos: Path, save: Save, contract: Contract, columns: tuple[Column, Column]
 ) -> None:
     store = save(photos)
+    (photos / "loop.jpg").symlink_to("loop.jpg")
     bad = photos / "bad.jpg"
     bad.write_bytes(b"no image")
-    (photos / "loop.jpg").symlink_to("loop.jpg")
+    age(photos)
     with store.writer("photos", contract, columns) as writer:
         plan = writer.plan(scan_folder(photos))
         for image, reason in plan.broken:
@@ -197,7 +198,55 @@ def test_transient_failures_are_tried_again_by_every_run(
     store = save(photos)
     (photos / "slow.jpg").write_bytes(b"slow")
     with store.writer("photos", contract, columns) as writer:
-        (image,) = (i for i in scan_folder(photos).images if i.id == "slow.jpg")
+        (image,) = (i for i in scan_folder(photos).images() if i.id == "slow.jpg")
         writer.fail(image, "transient", "stale file handle")
     plan = replan(store, photos, contract, columns)
     assert (plan.retried, plan.failed, plan.unchanged) == (1, 0, 3)
+
+
+def test_a_failure_met_within_the_racy_window_is_tried_again(
+    photos: Path, save: Save, contract: Contract, columns: tuple[Column, Column]
+) -> None:
+    """It may have failed because it was still being written, within one tick of the clock."""
+    store = save(photos)
+    (photos / "bad.jpg").write_bytes(b"no image")
+    with store.writer("photos", contract, columns) as writer:
+        writer.plan(scan_folder(photos))
+        (image,) = (i for i in scan_folder(photos).images() if i.id == "bad.jpg")
+        writer.fail(image, "decode", "not an image")
+    assert replan(store, photos, contract, columns).retried == 1
+
+
+def test_images_behind_a_link_whose_disk_is_away_are_not_taken_for_deleted(
+    photos: Path, tmp_path: Path, save: Save, contract: Contract, columns: tuple[Column, Column]
+) -> None:
+    (tmp_path / "disk" / "2023").mkdir(parents=True)
+    (tmp_path / "disk" / "2023" / "3.jpg").write_bytes(b"3")
+    (photos / "2023").symlink_to(tmp_path / "disk" / "2023")
+    store = save(photos)
+    (tmp_path / "disk").rename(tmp_path / "away")
+    with pytest.raises(SourceError, match=r"2023: this link leads nowhere, and the set holds 1 images below it"):
+        replan(store, photos, contract, columns)
+    (photos / "2023").unlink()
+    assert replan(store, photos, contract, columns).gone == ("2023/3.jpg",)
+
+
+def test_a_file_deleted_during_the_walk_is_simply_not_there(photos: Path) -> None:
+    for number in range(20):
+        (photos / "b" / f"{number:02}.jpg").write_bytes(b"x")
+    walk = iter(scan_folder(photos))
+    seen = [next(walk)[0] for _ in range(3)]
+    (photos / "b" / "15.jpg").unlink()
+    seen += [found[0] for found in walk]
+    assert b"b/14.jpg" in seen
+    assert b"b/15.jpg" not in seen
+
+
+def test_a_changed_contract_is_told_by_the_plan(
+    photos: Path, save: Save, contract: Contract, other_contract: Contract, columns: tuple[Column, Column]
+) -> None:
+    store = save(photos)
+    assert replan(store, photos, contract, columns).differences == ()
+    plan = replan(store, photos, other_contract, columns)
+    assert [difference.field for difference in plan.differences] == ["preprocess[0:resize].size"]
+    assert plan.to_read == 3

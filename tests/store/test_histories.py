@@ -1,0 +1,340 @@
+"""Long lives: two contracts, files that change, fail, move and vanish, runs that are cut off; against a plain model."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from icecore.store import (
+    Column,
+    Contract,
+    FeatureStore,
+    IncompleteColumnError,
+    LayerNotFoundError,
+    Pooling,
+    SourceImage,
+    verify_store,
+    writer,
+)
+
+Fill = Callable[..., FeatureStore]
+Make = Callable[..., SourceImage]
+FILES = {f"{i:03}.jpg": f"picture {i}" for i in range(10)}
+
+
+def digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def row(content: bytes, column: Column, contract: Contract) -> np.ndarray:
+    seed = int.from_bytes(hashlib.sha256(content + column.name.encode() + contract.hash.encode()).digest()[:8], "big")
+    return np.random.default_rng(seed).integers(-512, 512, column.width).astype(np.float32)
+
+
+def test_a_detour_through_another_contract_leaves_no_stale_row(
+    fill: Fill, contract: Contract, other_contract: Contract, columns: tuple[Column, Column], image: Make
+) -> None:
+    """A is read; under B an image takes content that A knows, and B is cut off; A then finds nothing to do."""
+    store = fill(FILES)
+    with (
+        pytest.raises(RuntimeError, match="cut off"),
+        store.writer("photos", other_contract, columns) as detour,
+    ):
+        features = {c: np.ones((1, c.width)) for c in columns}
+        detour.append([image("000.jpg", mtime_ns=5)], [digest("picture 1")], features)
+        detour.append([image("new.jpg")], [digest("picture 2")], features)
+        detour.commit()
+        raise RuntimeError("cut off")
+    before = store["photos"].matrix("layer4")
+    assert "new.jpg" not in before.ids
+    with store.writer("photos", contract, columns):
+        pass
+    ids, X = store["photos"].matrix("layer4")
+    assert "new.jpg" in ids
+    np.testing.assert_array_equal(X[ids.index("000.jpg")], X[ids.index("001.jpg")])
+
+
+def test_readers_stay_until_an_older_generation_has_caught_up(
+    fill: Fill, contract: Contract, other_contract: Contract, columns: tuple[Column, Column], image: Make
+) -> None:
+    """B has replaced A and changed an image; going back to A and being cut off must not drop that image."""
+    store = fill(FILES)
+    changed = {**FILES, "003.jpg": "another"}
+    fill(changed, contract=other_contract)
+    with pytest.raises(RuntimeError), store.writer("photos", contract, columns) as back:
+        back.append([image("zzz.jpg")], [digest("z")], {c: np.ones((1, c.width)) for c in columns})
+        back.commit()
+        raise RuntimeError
+    assert store["photos"].contract == other_contract
+    assert store["photos"].ids() == sorted(changed)
+    fill({**changed, "zzz.jpg": "z"}, contract=contract)
+    assert store["photos"].contract == contract
+    assert store["photos"].ids() == sorted({**changed, "zzz.jpg": "z"})
+
+
+def test_a_generation_of_read_failures_does_not_replace_a_good_one(
+    fill: Fill, other_contract: Contract, contract: Contract, columns: tuple[Column, Column], image: Make
+) -> None:
+    store = fill(FILES)
+    with store.writer("photos", other_contract, columns) as bad_night:
+        for name in FILES:
+            bad_night.fail(image(name), "read", "input/output error")
+    assert bad_night.uncovered == 10
+    assert store["photos"].contract == contract
+    assert store["photos"].ids() == sorted(FILES)
+
+
+def test_a_commit_that_fails_is_tried_again_and_loses_nothing(
+    fill: Fill, contract: Contract, columns: tuple[Column, Column], image: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fill(FILES)
+    real, faults = writer.publish, iter([OSError(28, "No space left on device"), KeyboardInterrupt()])
+
+    def publish(temporary: Path, final: Path) -> None:
+        if (fault := next(faults, None)) is not None:
+            raise fault
+        real(temporary, final)
+
+    monkeypatch.setattr(writer, "publish", publish)
+    with pytest.raises(KeyboardInterrupt), store.writer("photos", contract, columns) as w:
+        w.append([image("x.jpg")], [digest("x")], {c: np.ones((1, c.width)) for c in columns})
+        with pytest.raises(OSError, match="No space left"):
+            w.commit()
+        w.append([image("y.jpg")], [digest("y")], {c: np.ones((1, c.width)) for c in columns})
+        w.commit()
+    assert store["photos"].ids() == sorted([*FILES, "x.jpg", "y.jpg"])
+    assert verify_store(store.path).ok
+
+
+def test_an_interrupt_right_behind_the_transaction_doubles_nothing(
+    fill: Fill, contract: Contract, columns: tuple[Column, Column], image: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fill(FILES)
+    monkeypatch.setattr(writer, "Buffers", _interrupting(writer.Buffers))
+    with pytest.raises(KeyboardInterrupt), store.writer("photos", contract, columns) as w:
+        w.append([image("x.jpg")], [digest("x")], {c: np.ones((1, c.width)) for c in columns})
+        w.commit()
+    assert store["photos"].ids() == sorted([*FILES, "x.jpg"])
+    assert verify_store(store.path).ok
+
+
+def _interrupting(real: type) -> Callable[[], object]:
+    """The second construction, which follows the commit, is interrupted."""
+    calls = iter([None, KeyboardInterrupt()])
+
+    def make() -> object:
+        if (fault := next(calls, None)) is not None:
+            raise fault
+        return real()
+
+    return make
+
+
+def test_a_layer_that_refuses_a_value_leaves_the_other_layers_alone(
+    fill: Fill, contract: Contract, columns: tuple[Column, Column], image: Make
+) -> None:
+    store = fill(FILES)
+    late = Column("layer2", Pooling.parse("max"), 2)
+    with store.writer("photos", contract, [late]) as w:
+        for name, text in FILES.items():
+            values = np.full((1, 2), 1e5 if name == "004.jpg" else 1.0)
+            w.append([image(name)], [digest(text)], {late: values})
+        w.link(image("copy.jpg"), digest("picture 4"))
+        assert w.is_known(digest("picture 4"), [late]), "what was refused is not computed again"
+    photos = store["photos"]
+    assert "004.jpg" in photos.matrix("layer4").ids
+    assert "004.jpg" not in photos.matrix("layer2").ids
+    assert "004.jpg" not in photos.matrix(["layer4", "layer2"]).ids
+    assert [(f.id, f.kind) for f in photos.failures()] == [("004.jpg", "value"), ("copy.jpg", "value")]
+    before = photos.version
+    wide = Column("layer2", Pooling.parse("max"), 2, "float32")
+    with store.writer("photos", contract, [wide]) as w:
+        for name, text in {**FILES, "copy.jpg": "picture 4"}.items():
+            if not w.is_known(digest(text), [wide]):
+                w.append([image(name)], [digest(text)], {wide: np.full((1, 2), 1e5)})
+    assert "004.jpg" in photos.matrix("layer2:max:float32").ids
+    assert "004.jpg" not in photos.matrix("layer2:max:float16").ids
+    assert "004.jpg" not in photos.matrix("layer2", version=before).ids
+
+
+def test_a_column_is_not_there_before_it_has_a_row(
+    fill: Fill, contract: Contract, columns: tuple[Column, Column]
+) -> None:
+    store = fill(FILES)
+    with store.writer("photos", contract, [Column("layer4", Pooling.parse("gem"), 6)]):
+        pass
+    assert store["photos"].columns == columns
+    assert store["photos"].matrix("layer4").X.shape == (10, 6)
+    with pytest.raises(LayerNotFoundError):
+        store["photos"].matrix("layer4:gem")
+
+
+def test_an_old_version_reads_the_same_after_a_failure_is_mended(
+    fill: Fill, contract: Contract, columns: tuple[Column, Column], image: Make
+) -> None:
+    store = fill(FILES)
+    with store.writer("photos", contract, columns) as w:
+        w.fail(image("bad.jpg"), "decode", "truncated")
+    old = store["photos"].version
+    fill({"bad.jpg": "mended"})
+    assert store["photos"].failures() == ()
+    assert [f.id for f in store["photos"].failures(version=old)] == ["bad.jpg"]
+    assert store["photos"].matrix("layer4", version=old).ids == sorted(FILES)
+
+
+def test_a_matrix_is_of_one_commit_even_when_readers_are_moved_meanwhile(
+    fill: Fill, other_contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other generation gives the layer another width: half of each must never come together."""
+    store = fill(FILES)
+    wider = Column("layer4", Pooling.parse("avg"), 3)
+    first = store["photos"].matrix("layer4").X
+    from icecore.store import reading
+
+    locate = reading.locate
+
+    def switch_then_locate(db: sqlite3.Connection, set_id: int, column_id: int, as_of: int) -> object:
+        fill(FILES, contract=other_contract, columns=[wider])
+        return locate(db, set_id, column_id, as_of)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "locate", switch_then_locate)
+        np.testing.assert_array_equal(store["photos"].matrix("layer4").X, first)
+    assert store["photos"].matrix("layer4").X.shape == (10, 3)
+
+
+def test_the_last_word_on_an_image_counts(
+    fill: Fill, contract: Contract, columns: tuple[Column, Column], image: Make
+) -> None:
+    store = fill(FILES)
+    with store.writer("photos", contract, columns) as w:
+        w.remove(["000.jpg", "001.jpg"])
+        w.link(image("000.jpg"), digest("picture 0"))
+        with pytest.raises(ValueError, match=r"not opened for layer9:avg"):
+            stranger = Column("layer9", Pooling.parse("avg"), 2)
+            w.append([image("q.jpg")], [digest("q")], {stranger: np.ones((1, 2))})
+        with pytest.raises(ValueError, match=r"'q.jpg' has no features"):
+            w.link(image("q.jpg"), digest("q"))
+    ids = store["photos"].ids()
+    assert "000.jpg" in ids
+    assert "001.jpg" not in ids
+
+
+CONTRACTS = [
+    Contract("m", {}, "0" * 64, ({"op": "resize", "size": size},), "pillow", ("full",), "fp32") for size in (8, 9)
+]
+COLUMNS = [Column(f"layer{i}", Pooling.parse("avg"), i) for i in (1, 2, 3)]
+NAMES = [f"{letter}.jpg" for letter in "abcdef"]
+
+
+class Lives(RuleBasedStateMachine):
+    """A folder in memory, synced into a store by runs that may be cut off; the model is a dict a version."""
+
+    @initialize()
+    def open(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.store = FeatureStore.create(self.folder.name)
+        self.files: dict[str, tuple[str, int]] = {}
+        self.clock = 0
+        self.seen: dict[int, dict[str, dict[str, bytes]]] = {}
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            report = verify_store(self.store.path) if (self.store.path / "catalog.sqlite").exists() else None
+            assert report is None or report.ok, report.problems
+            self.store.close()
+            self.folder.cleanup()
+
+    @rule(name=st.sampled_from(NAMES), text=st.sampled_from(["1", "2", "3", "4", "bad"]))
+    def save(self, name: str, text: str) -> None:
+        self.clock += 1
+        self.files[name] = (text, self.clock)
+
+    @rule(name=st.sampled_from(NAMES), new=st.sampled_from(NAMES))
+    def move(self, name: str, new: str) -> None:
+        if name in self.files and new != name:
+            self.files[new] = self.files.pop(name)
+
+    @rule(name=st.sampled_from(NAMES))
+    def delete(self, name: str) -> None:
+        self.files.pop(name, None)
+
+    @rule(
+        which=st.integers(0, 1),
+        columns=st.sets(st.sampled_from(COLUMNS), min_size=1),
+        cut=st.none() | st.integers(0, 6),
+        frequent=st.booleans(),
+    )
+    def run(self, which: int, columns: set[Column], cut: int | None, *, frequent: bool) -> None:
+        """One extraction: every file is read, as with ``--rehash``; cut off after some images, or clean."""
+        contract, chosen = CONTRACTS[which], sorted(columns, key=lambda column: column.name)
+        try:
+            with self.store.writer("photos", contract, chosen) as w:
+                for number, name in enumerate(sorted(self.files)):
+                    if number == cut:
+                        raise RuntimeError("cut off")
+                    self._read(w, name, contract, chosen)
+                    if frequent:
+                        w.commit()
+                known = self.store["photos"].ids() if "photos" in self.store.sets() else []
+                w.remove([i for i in {*known, *NAMES} if i not in self.files])
+        except RuntimeError:
+            return
+        if not self._is_current(contract):
+            return
+        wanted = {name: text for name, (text, _) in self.files.items() if text != "bad"}
+        for column in chosen:
+            if wanted:
+                self._check(column, contract, wanted)
+
+    def _read(self, w: writer.Writer, name: str, contract: Contract, columns: list[Column]) -> None:
+        text, changed = self.files[name]
+        image = SourceImage(name, Path(name), len(text), changed, changed)
+        content = digest(text)
+        if text == "bad":
+            w.fail(image, "decode", "truncated")
+        elif w.is_known(content, columns):
+            w.link(image, content)
+        else:
+            w.append([image], [content], {c: row(content, c, contract)[None] for c in columns})
+
+    def _is_current(self, contract: Contract) -> bool:
+        return "photos" in self.store.sets() and self.store["photos"].contract == contract
+
+    def _check(self, column: Column, contract: Contract, wanted: dict[str, str]) -> None:
+        ids, X = self.store["photos"].matrix(column.name)
+        assert ids == sorted(wanted)
+        np.testing.assert_array_equal(X, [row(digest(wanted[i]), column, contract) for i in ids])
+
+    @precondition(lambda self: "photos" in self.store.sets())
+    @invariant()
+    def every_row_is_right_and_the_past_stays(self) -> None:
+        photos = self.store["photos"]
+        contract = photos.contract
+        contents = {row(digest(t), c, contract).tobytes() for t in "1234" for c in COLUMNS}
+        now: dict[str, dict[str, bytes]] = {}
+        for column in photos.columns:
+            try:
+                ids, X = photos.matrix(column.name)
+            except IncompleteColumnError:
+                ids, X = photos.matrix(column.name, missing="drop")
+            assert len(set(ids)) == len(ids)
+            assert all(vector.tobytes() in contents for vector in X)
+            now[column.name] = {i: vector.tobytes() for i, vector in zip(ids, X, strict=True)}
+        self.seen.setdefault(photos.version, now)
+        for version, then in self.seen.items():
+            for name, rows in then.items():
+                ids, X = photos.matrix(name, version=version, missing="drop")
+                assert {i: v.tobytes() for i, v in zip(ids, X, strict=True)} == rows
+
+
+TestLives = Lives.TestCase
+TestLives.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
