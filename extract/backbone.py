@@ -16,7 +16,8 @@ from .errors import PreprocessError, UnknownLayerError, WeightsError, did_you_me
 from .graph import tensors_needed, trace
 from .layers import LayerInfo, describe_layers
 from .preprocess import Preprocess
-from .weights import Loading, download, hashed_names, load_into, read_weights, weights_sha256
+from .weight_files import download, read_weights
+from .weights import Loading, hashed_names, load_into, weights_sha256
 
 __all__ = ["DECODER", "VIEWS", "Backbone", "backbone_for", "load_backbone"]
 

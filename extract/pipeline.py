@@ -111,9 +111,9 @@ def read_batches(
     ------
     Batch
         With ``batch_size`` rows, the last one with fewer; after some thousand images that need no pass, also one
-        without rows, so that images are told in their order but for rows that wait to fill a batch. At most ``batch_size + 2 * threads`` decoded images wait
-        at any moment, beside the batch being filled. To stop early close the generator (``contextlib.closing``),
-        which waits for its threads.
+        without rows, so that images are told in their order but for rows that wait to fill a batch. At most
+        ``batch_size + 2 * threads`` decoded images wait at any moment, beside the batch being filled. To stop
+        early close the generator (``contextlib.closing``), which waits for its threads.
     """
     if batch_size < 1 or threads < 0:
         raise ValueError(f"batch_size must be 1 or more and threads 0 or more, found {batch_size}, {threads}")

@@ -137,7 +137,12 @@ def test_a_file_that_would_run_code_is_refused(save: Save) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "is it whole"), (b"hello world", "weights.pth: "), (None, "no such weights file")],
+    [
+        (b"", "not a weights file, it is empty"),
+        (b"<!DOCTYPE html><title>404</title>", "not a weights file, begins with b'<!DOCTYPE html>"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer, .* `git lfs pull`"),
+        (None, "no such weights file"),
+    ],
 )
 def test_a_damaged_or_absent_file_is_told_by_name(content: bytes | None, words: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
@@ -225,18 +230,6 @@ def test_a_vision_transformer_follows_the_image_size_of_the_weights_entry(save: 
     backbone = load_backbone("vit_b_16", weights, preprocess=entry)
     assert backbone.arguments == {"image_size": 384}
     assert {layer.name: layer.shape for layer in backbone.layers}["encoder"] == (577, 768)
-
-
-def test_old_names_of_densenet_files_are_understood(save: Save) -> None:
-    state = {
-        "features.denseblock1.denselayer1.norm.1.weight": torch.ones(64),
-        "features.denseblock1.denselayer1.conv.2.weight": torch.zeros(32, 128, 3, 3),
-    }
-    loaded = load_backbone("densenet121", save(state)).loading.loaded
-    assert loaded == {
-        "features.denseblock1.denselayer1.norm1.weight",
-        "features.denseblock1.denselayer1.conv2.weight",
-    }
 
 
 def test_ones_own_function_brings_weights_arguments_and_preprocessing(own_net: str) -> None:
