@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from icecore.store.durable import make_folder, publish_folder
 
 from . import serial
 from .bundle_format import CARD, FORMAT, FORMAT_VERSION, SKOPS_MODEL, STEPS, XGBOOST_MODEL, file_sha256, seal
 from .errors import BundleError
 
-__all__ = ["new_bundle_id", "write_bundle"]
+__all__ = ["new_bundle_id", "sweep_strays", "write_bundle"]
 
 STRAY_SECONDS = 24 * 3600
 """Age at which an unfinished bundle is taken for abandoned."""
@@ -27,23 +29,28 @@ def new_bundle_id(now: datetime | None = None) -> str:
     return f"{(now or datetime.now(UTC)).strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(4)}"
 
 
+def sweep_strays(folder: Path) -> None:
+    """Remove what killed runs left behind; a live one writes a bundle in seconds."""
+    for stray in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # another run has finished it, or swept it, since it was listed
+            if time.time() - stray.stat().st_mtime > STRAY_SECONDS:
+                shutil.rmtree(stray)
+
+
 def write_bundle(
-    folder: Path,
+    final: Path,
     *,
-    bundle_id: str,
     steps: Any,
     model: Any,
     card: Mapping[str, Any],
     extra: Mapping[str, bytes] | None = None,
-) -> Path:
+) -> None:
     """Write a bundle so that it is there whole, and durably, or not at all.
 
     Parameters
     ----------
-    folder
-        Where bundles of this name are kept; made when missing.
-    bundle_id
-        Its name in there; see ``new_bundle_id``.
+    final
+        Folder of the bundle, which must not be there yet, named by ``new_bundle_id``; its parents are made.
     steps
         Fitted preprocessing.
     model
@@ -53,34 +60,26 @@ def write_bundle(
     extra
         Other files by name, such as the report.
 
-    Returns
-    -------
-    Path
-        The bundle's folder.
-
     Raises
     ------
     BundleError
         When a bundle of this id is already there.
     """
-    final = folder / bundle_id
     if final.exists():
         raise BundleError(f"{final}: there is a bundle here already")
-    folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
-    temporary = folder / f".{bundle_id}.tmp"
+    make_folder(final.parent)
+    temporary = final.with_name(f".{final.name}.tmp")
     temporary.mkdir()
     try:
         _write_files(temporary, steps, model, extra or {})
         files = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
-        body = {"format": FORMAT, "format_version": FORMAT_VERSION, "id": bundle_id, **card, "files": files}
+        body = {"format": FORMAT, "format_version": FORMAT_VERSION, "id": final.name, **card, "files": files}
         sealed = {**body, "card_sha256": seal(body)}
         (temporary / CARD).write_text(json.dumps(sealed, indent=1, allow_nan=False) + "\n", encoding="ascii")
-        _publish(temporary, final)
+        publish_folder(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return final
 
 
 def _write_files(folder: Path, steps: Any, model: Any, extra: Mapping[str, bytes]) -> None:
@@ -92,28 +91,3 @@ def _write_files(folder: Path, steps: Any, model: Any, extra: Mapping[str, bytes
     save(model, folder / name)
     for file, data in extra.items():
         (folder / file).write_bytes(data)
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    """Force all files to disk, then give the folder its name."""
-    for entry in (*temporary.iterdir(), temporary):
-        _fsync(entry)
-    temporary.rename(final)
-    _fsync(final.parent)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed runs left behind; a live one writes a bundle in seconds."""
-    for stray in folder.glob(".*.tmp"):
-        if time.time() - stray.stat().st_mtime > STRAY_SECONDS:
-            shutil.rmtree(stray)
-
-
-def _fsync(path: Path) -> None:
-    if path.is_dir() and os.name != "posix":
-        return  # Windows has no such call for folders and journals them itself
-    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

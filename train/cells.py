@@ -23,7 +23,7 @@ from .result import Cell, Predictions
 from .search import Fitted, fit_model, search_setting
 from .splits import SplitRule
 
-__all__ = ["Plan", "Progress", "Run", "Trained", "train_cells"]
+__all__ = ["CellPlan", "Progress", "Run", "Trained", "train_cells"]
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CellPlan:
     """How cells are trained."""
 
     specs: tuple[ModelSpec, ...]
@@ -97,7 +97,7 @@ def train_cells(
     set_name: str,
     layers: Sequence[str | Sequence[str]],
     *,
-    plan: Plan,
+    plan: CellPlan,
     labels: LabelSource | None = None,
     split: SplitRule | None = None,
     keep_all: bool = False,
@@ -134,7 +134,7 @@ def train_cells(
     return Run(tuple(cells), tuple(kept), rows, provenance, tuple(notes))
 
 
-def _train_cell(data: Dataset, spec: ModelSpec, folds: Sequence[Fold], plan: Plan) -> Trained:
+def _train_cell(data: Dataset, spec: ModelSpec, folds: Sequence[Fold], plan: CellPlan) -> Trained:
     start = time.perf_counter()
     X, y = data.training()
     grid = plan.grids.get(spec.name)
@@ -161,7 +161,7 @@ def _rank(cell: Cell, metric: Metric) -> tuple[float, int, int, str]:
     return -rank_of(metric, cell.best.mean), cell.n_features, _SIMPLICITY[cell.model], cell.layers
 
 
-def _folds_of(data: Dataset, plan: Plan) -> tuple[Fold, ...]:
+def _folds_of(data: Dataset, plan: CellPlan) -> tuple[Fold, ...]:
     return make_folds(
         data.training()[1],
         classes=data.rows.classes,

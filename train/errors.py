@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from icecore.store.errors import suggest
+
+if TYPE_CHECKING:
+    from .result import TrainResult
 
 __all__ = [
     "BundleError",
@@ -12,6 +17,7 @@ __all__ = [
     "FoldError",
     "LabelError",
     "MissingExtraError",
+    "ReportError",
     "SplitError",
     "TrainError",
     "UnknownModelError",
@@ -70,9 +76,7 @@ class UnknownModelError(TrainError, LookupError):
 
     def __init__(self, what: str, name: str, known: Sequence[str]) -> None:
         self.name, self.known = name, tuple(known)
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        super().__init__(f"no {what} {name!r}; there are {', '.join(known)}{hint}")
+        super().__init__(f"no {what} {name!r}; there are {', '.join(known)}{suggest(name, known)}")
 
 
 class MissingExtraError(TrainError, ImportError):
@@ -81,6 +85,15 @@ class MissingExtraError(TrainError, ImportError):
     def __init__(self, purpose: str, library: str, extra: str) -> None:
         self.library, self.extra = library, extra
         super().__init__(f"{purpose} needs {library}: pip install 'icecore[{extra}]'")
+
+
+class ReportError(TrainError, RuntimeError):
+    """The models are trained and saved, but their report could not be made."""
+
+    def __init__(self, result: TrainResult, reason: str) -> None:
+        self.result = result
+        places = ", ".join(str(path) for path in result.bundles)
+        super().__init__(f"{reason}; all else is done, the models are in {places}")
 
 
 def first_few(names: Sequence[str]) -> str:

@@ -6,20 +6,22 @@ The winner is chosen by cross-validation on training rows; held-out rows only sc
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 from icecore.store import FeatureStore
 
-from .bundle_write import new_bundle_id, write_bundle
+from .bundle_write import new_bundle_id, sweep_strays, write_bundle
 from .card import make_card
-from .cells import Plan, Progress, Trained, train_cells
-from .errors import TrainError, UnknownModelError
+from .cells import CellPlan, Progress, Trained, train_cells
+from .errors import ReportError, TrainError, UnknownModelError
 from .labels import LabelSource
 from .metrics import METRICS, Metric, majority_baseline
-from .models import MODELS, BuildOptions, ClassWeight, model_spec
+from .models import MODELS, BuildOptions, ClassWeight, ModelSpec, model_spec
 from .result import TrainResult
 from .splits import SplitRule
 
@@ -102,6 +104,8 @@ def train_models(
     ------
     TrainError
         A subclass says what does not fit: labels, split, folds, names, a missing extra.
+    ReportError
+        When the report cannot be made: after all bundles were written without it. Holds the result.
     icecore.store.StoreError
         When the store, the set or a layer is not there.
 
@@ -117,6 +121,8 @@ def train_models(
 
         require_extra()  # before any time is spent
     with FeatureStore.open(store_path) as store:
+        folder = store.models_path / name
+        sweep_strays(folder)
         run = train_cells(
             store,
             set_name,
@@ -127,7 +133,6 @@ def train_models(
             keep_all=save == "all",
             progress=progress,
         )
-        folder = store.models_path / name
     y_train, y_held_out = run.rows.y[run.rows.train], run.rows.y[~run.rows.train]
     result = TrainResult(
         cells=run.cells,
@@ -143,7 +148,13 @@ def train_models(
         bundles=(),
         report=None,
     )
-    return _save(result, run.kept, folder, report=report, images=images, config=config)
+    bundles = tuple(folder / new_bundle_id() for _ in run.kept)
+    page, failure = _render(result, store_path, bundles[0], images) if report else (b"", None)
+    if failure is None:
+        return _save(result, run.kept, bundles, page=page, config=config)
+    told = f"the report could not be made ({type(failure).__name__}: {failure})"
+    result = replace(result, notes=(*result.notes, told))
+    raise ReportError(_save(result, run.kept, bundles, page=b"", config=config), told) from failure
 
 
 def _make_plan(
@@ -153,7 +164,7 @@ def _make_plan(
     folds: int,
     seed: int,
     metric: Metric,
-) -> Plan:
+) -> CellPlan:
     if metric not in METRICS:
         raise UnknownModelError("metric", metric, METRICS)
     if folds < 2:
@@ -162,10 +173,18 @@ def _make_plan(
     if not specs:
         raise TrainError(f"models: name at least one of {', '.join(MODELS)}")
     for model, grid in (grids or {}).items():
-        if not model_spec(model) or not grid:
-            raise TrainError(f"grids: the grid of {model!r} is empty; give values or leave it out")
+        _check_grid(model_spec(model), grid)
     options = BuildOptions(seed=seed, class_weight=class_weight)
-    return Plan(specs, grids or {}, folds, metric, options)
+    return CellPlan(specs, grids or {}, folds, metric, options)
+
+
+def _check_grid(spec: ModelSpec, grid: Sequence[Any]) -> None:
+    if not grid:
+        raise TrainError(f"grids: the grid of {spec.name!r} is empty; give values or leave it out")
+    what = "a whole number" if spec.kind is int else "a number"
+    for value in grid:
+        if not (isinstance(value, (int, float, np.number)) and 0 < value < math.inf and spec.kind(value) == value):
+            raise TrainError(f"grids: {spec.setting} of {spec.name!r} must be {what} above 0, found {value!r}")
 
 
 def _check_run(layers: Sequence[str | Sequence[str]], name: str, save: str) -> None:
@@ -177,32 +196,35 @@ def _check_run(layers: Sequence[str | Sequence[str]], name: str, save: str) -> N
         raise TrainError(f"save: {' or '.join(get_args(Save))}, found {save!r}")
 
 
+def _render(
+    result: TrainResult, store: Path | str, bundle: Path, images: Path | str | None
+) -> tuple[bytes, Exception | None]:
+    """Give the report, or what kept it from being made: the models must not be lost for a page."""
+    from .report import render_report
+
+    folder = None if images is None else Path(images)
+    try:
+        return render_report(result, store=Path(store), bundle=bundle, images=folder).encode("utf-8"), None
+    except Exception as exc:  # noqa: BLE001  # it is raised once the bundles are written
+        return b"", exc
+
+
 def _save(
     result: TrainResult,
     kept: Sequence[Trained],
-    folder: Path,
+    bundles: tuple[Path, ...],
     *,
-    report: bool,
-    images: Path | str | None,
+    page: bytes,
     config: Mapping[str, Any] | None,
 ) -> TrainResult:
     """Write bundles and report, the winner last: its bundle is the newest, and it tells that all is there."""
-    ids = [new_bundle_id() for _ in kept]
-    bundles = tuple(folder / bundle_id for bundle_id in ids)
-    extra = {}
-    if report:
-        from .report import render_report
-
-        page = render_report(result, bundle=bundles[0], images=None if images is None else Path(images))
-        extra = {REPORT: page.encode("utf-8")}
-    for item, bundle_id in reversed(list(zip(kept, ids, strict=True))):
+    for item, path in reversed(list(zip(kept, bundles, strict=True))):
         write_bundle(
-            folder,
-            bundle_id=bundle_id,
+            path,
             steps=item.fitted.steps,
             model=item.fitted.model,
             card=make_card(result, item.cell, item.columns, config=config),
-            extra=extra if item is kept[0] else {},
+            extra={REPORT: page} if page and path == bundles[0] else {},
         )
-        log.info("bundle written: %s", folder / bundle_id)
-    return replace(result, bundles=bundles, report=bundles[0] / REPORT if report else None)
+        log.info("bundle written: %s", path)
+    return replace(result, bundles=bundles, report=bundles[0] / REPORT if page else None)

@@ -63,13 +63,15 @@ def require_extra() -> None:
             raise MissingExtraError("the report", library, "report")
 
 
-def render_report(result: TrainResult, *, bundle: Path, images: Path | None = None) -> str:
+def render_report(result: TrainResult, *, store: Path, bundle: Path, images: Path | None = None) -> str:
     """Give the report of a run as HTML.
 
     Parameters
     ----------
     result
         The run.
+    store
+        Folder of the feature store, for the line that opens it.
     bundle
         Folder of the winner's bundle, for the commands that use it.
     images
@@ -98,6 +100,7 @@ def render_report(result: TrainResult, *, bundle: Path, images: Path | None = No
         source=json.dumps(result.provenance.source, indent=2, default=str),
         versions=library_versions(),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        store_literal=repr(str(store)),
         bundle=str(bundle),
         bundle_quoted=shlex.quote(str(bundle)),
         bundle_literal=repr(str(bundle)),

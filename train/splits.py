@@ -114,7 +114,7 @@ def _by_name(ids: Sequence[str], names: Mapping[str, str]) -> tuple[NDArray[np.b
     if not names:
         raise SplitError(
             "split: the labels name no split; add a split column or a folder level, or split by hash "
-            '(split.kind = "hash")'
+            '(split.by = "hash")'
         )
     unnamed = [image for image in ids if image not in names]
     if unnamed:

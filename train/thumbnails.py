@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -41,12 +43,25 @@ def make_thumbnail(path: Path) -> Thumbnail:
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             with Image.open(path) as image:
                 image.draft("RGB", (SIDE, SIDE))  # JPEG files are decoded at a fraction of their size
-                small = ImageOps.exif_transpose(image)
+                small = _in_8_bits(ImageOps.exif_transpose(image))
                 small.thumbnail((SIDE, SIDE))
                 return Thumbnail(_data_uri(_on_white(small)), "")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        text = getattr(exc, "strerror", None) or str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-        return Thumbnail("", f"cannot be read: {text}")
+    except Exception as exc:  # noqa: BLE001  # a damaged file makes Pillow raise anything: struct.error, KeyError, ...
+        return Thumbnail("", f"cannot be read: {_reason(exc)}")
+
+
+def _reason(exc: Exception) -> str:
+    text = getattr(exc, "strerror", None) or str(exc)
+    return str(text).splitlines()[0] if text else type(exc).__name__
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Drop the low byte of 16-bit grey, as extraction does; Pillow's own conversion shows all but black as white."""
+    from PIL import Image
+
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -26,6 +26,7 @@ def test_the_offer_is_this() -> None:
         "MODELS",
         "MissingExtraError",
         "Progress",
+        "ReportError",
         "SplitError",
         "TrainError",
         "TrainResult",

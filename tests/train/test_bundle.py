@@ -26,7 +26,7 @@ from icecore.train import (
     train_models,
 )
 from icecore.train.bundle_format import CARD, file_sha256, seal
-from icecore.train.bundle_write import write_bundle
+from icecore.train.bundle_write import sweep_strays, write_bundle
 from icecore.train.serial import load_skops
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -238,7 +238,7 @@ def test_a_damaged_xgboost_model_is_a_bundle_error(result: TrainResult, tmp_path
 
 
 @pytest.mark.parametrize(
-    "step", ["icecore.train.serial.save_skops", "icecore.train.bundle_write._fsync", "pathlib.Path.rename"]
+    "step", ["icecore.train.serial.save_skops", "icecore.store.durable.fsync_file", "pathlib.Path.rename"]
 )
 def test_a_bundle_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def fail(*_: Any) -> None:
@@ -247,25 +247,38 @@ def test_a_bundle_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     scaler = StandardScaler().fit(np.zeros((2, 2)))
     monkeypatch.setattr(step, fail)
     with pytest.raises(OSError, match="No space left"):
-        write_bundle(tmp_path / "models", bundle_id="one", steps=scaler, model=scaler, card={})
+        write_bundle(tmp_path / "models" / "one", steps=scaler, model=scaler, card={})
     assert list((tmp_path / "models").iterdir()) == []
 
 
+def abandon(folder: Path, name: str, *, age: int) -> Path:
+    stray = folder / f".{name}.tmp"
+    stray.mkdir()
+    os.utime(stray, (stray.stat().st_atime, stray.stat().st_mtime - age))
+    return stray
+
+
 def test_an_abandoned_unfinished_bundle_is_swept_and_a_fresh_one_is_not(tmp_path: Path) -> None:
-    scaler = StandardScaler().fit(np.zeros((2, 2)))
-    for name, age in (("old", 2 * 24 * 3600), ("new", 0)):
-        stray = tmp_path / f".{name}.tmp"
-        stray.mkdir()
-        os.utime(stray, (stray.stat().st_atime, stray.stat().st_mtime - age))
-    write_bundle(tmp_path, bundle_id="one", steps=scaler, model=scaler, card={})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".new.tmp", "one"]
+    abandon(tmp_path, "old", age=2 * 24 * 3600)
+    abandon(tmp_path, "new", age=0)
+    sweep_strays(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".new.tmp"]
+
+
+def test_a_stray_that_goes_while_it_is_looked_at_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run published or swept it between the listing and the look."""
+    old = abandon(tmp_path, "old", age=2 * 24 * 3600)
+    listed = [tmp_path / ".gone.tmp", old]
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(listed))
+    sweep_strays(tmp_path)
+    assert not old.exists()
 
 
 def test_a_bundle_is_never_written_over(tmp_path: Path) -> None:
     scaler = StandardScaler().fit(np.zeros((2, 2)))
-    write_bundle(tmp_path, bundle_id="one", steps=scaler, model=scaler, card={})
+    write_bundle(tmp_path / "one", steps=scaler, model=scaler, card={})
     with pytest.raises(BundleError, match="a bundle here already"):
-        write_bundle(tmp_path, bundle_id="one", steps=scaler, model=scaler, card={})
+        write_bundle(tmp_path / "one", steps=scaler, model=scaler, card={})
 
 
 def test_neither_import_nor_loading_brings_torch(result: TrainResult) -> None:

@@ -170,6 +170,14 @@ def test_a_wrong_layer_stops_before_any_cell(store_path: Path) -> None:
         ({"name": "../x"}, TrainError, "plain folder name"),
         ({"save": "none"}, TrainError, "best or all"),
         ({"grids": {"xgboost": []}}, TrainError, "is empty"),
+        (
+            {"grids": {"logistic_regression": [1.0, -1.0]}},
+            TrainError,
+            "C of 'logistic_regression' must be a number above",
+        ),
+        ({"grids": {"linear_svm": [float("nan")]}}, TrainError, "found nan"),
+        ({"grids": {"rbf_svm": ["1"]}}, TrainError, "found '1'"),
+        ({"grids": {"xgboost": [2.5]}}, TrainError, "max_depth of 'xgboost' must be a whole number above 0, found 2.5"),
         ({"grids": {"svm": [1]}}, UnknownModelError, "no model 'svm'"),
     ],
 )

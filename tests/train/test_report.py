@@ -5,17 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from icecore.store import FeatureStore
-from icecore.train import CsvLabels, TrainResult, train_models
+from icecore.train import CsvLabels, ReportError, TrainResult, load_bundle, train_models
 from icecore.train.plots import printable
 from icecore.train.report import render_report, worst_mistakes
-from icecore.train.thumbnails import make_thumbnail
+from icecore.train.thumbnails import Thumbnail, make_thumbnail
 from PIL import Image
 
 VOID = {"meta", "img", "br", "link", "path", "use", "rect"}
@@ -50,6 +50,11 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
+
+
+def jpeg_of(thumbnail: Thumbnail) -> bytes:
+    assert thumbnail.reason == ""
+    return base64.b64decode(thumbnail.uri.removeprefix("data:image/jpeg;base64,"))
 
 
 def page_of(result: TrainResult) -> Page:
@@ -106,7 +111,7 @@ def test_the_page_has_both_figures_and_no_clashing_ids(result: TrainResult) -> N
 
 def test_two_renderings_differ_in_their_date_alone(result: TrainResult) -> None:
     def render() -> str:
-        return re.sub("Made by icecore on [^<]*", "", render_report(result, bundle=Path("b")))
+        return re.sub("Made by icecore on [^<]*", "", render_report(result, store=Path("s"), bundle=Path("b")))
 
     assert render() == render()
 
@@ -168,17 +173,25 @@ def test_thumbnails_stand_upright_as_exif_says(tmp_path: Path) -> None:
     exif[0x0112] = 6  # rotated by a quarter
     image.save(tmp_path / "turned.jpg", exif=exif)
     thumbnail = make_thumbnail(tmp_path / "turned.jpg")
-    data = base64.b64decode(thumbnail.uri.removeprefix("data:image/jpeg;base64,"))
+    data = jpeg_of(thumbnail)
     with Image.open(io.BytesIO(data)) as small:
         assert small.size == (96, 192)
         assert len(data) < 10_000
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "L", "I;16", "CMYK", "1"])
-def test_thumbnails_take_every_kind_of_image(tmp_path: Path, mode: str) -> None:
+def test_thumbnails_show_every_kind_of_image(tmp_path: Path, mode: str) -> None:
+    """A ramp from black to white: a picture whose values were cut off would be white (or black) all over."""
     path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
-    Image.new(mode, (300, 300)).save(path)
-    assert make_thumbnail(path).uri.startswith("data:image/jpeg;base64,")
+    ramp = np.tile(np.linspace(0, 255, 300).astype(np.uint8), (300, 1))
+    image = Image.fromarray(ramp.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(ramp).convert(mode)
+    assert image.mode == mode
+    image.save(path)
+    with Image.open(io.BytesIO(jpeg_of(make_thumbnail(path)))) as small:
+        columns = np.asarray(small.convert("L"), np.float64).mean(axis=0)
+    assert columns[:20].mean() < 40
+    assert columns[-20:].mean() > 215
+    assert 90 < columns.mean() < 165
 
 
 def test_unreadable_pictures_say_so(tmp_path: Path) -> None:
@@ -191,12 +204,56 @@ def test_unreadable_pictures_say_so(tmp_path: Path) -> None:
         assert thumbnail.reason.startswith("cannot be read: ")
 
 
+def test_a_picture_with_odd_exif_costs_neither_report_nor_models(lab: Any) -> None:
+    """One that Pillow decodes, and cannot turn: its horizontal resolution says that it is a place in the file."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 72.0
+    ids = lab.ids(6, 4, ("ants", "bees"))
+    for image in ids:
+        path = lab.folder / "images" / image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48), "red").save(path, exif=exif)
+        path.write_bytes(path.read_bytes().replace(b"\x01\x1a\x00\x05", b"\x01\x4a\x00\x05"))
+    found = train_models(
+        lab.store(ids, layer=lab.features(ids, 4, signal=0)), "photos", layers=["layer"],
+        models=["logistic_regression"], folds=2, images=lab.folder / "images",
+    )  # fmt: skip
+    assert "cannot be read: required argument is not an integer" in "".join(page_of(found).text)
+
+
+def test_a_report_that_fails_costs_no_model_and_is_told(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> str:
+        raise MemoryError("no room for the figure")
+
+    monkeypatch.setattr("icecore.train.report.plot_cells", fail)
+    with pytest.raises(ReportError, match=r"MemoryError: no room for the figure.*the models are in") as caught:
+        train_models(
+            store_path, "photos", layers=["poor", "good"], models=["linear_svm"], folds=2, save="all", name="torn"
+        )
+    found = caught.value.result
+    assert found.report is None
+    assert len(found.bundles) == 2
+    for path in found.bundles:
+        notes = load_bundle(path).card["notes"]
+        assert any("the report could not be made (MemoryError: no room for the figure)" in note for note in notes)
+        assert str(path) in str(caught.value)
+
+
 def test_printable_text_can_always_be_written() -> None:
     assert printable("a\udcff\ud800\n\tb é 蜂") == r"a\xff\ud800\n\tb é 蜂"
 
 
-def test_a_store_with_a_strange_name_gives_a_usable_python_line(store_path: Path, result: TrainResult) -> None:
-    html = render_report(result, bundle=Path("it's here/<b>"))
+def test_the_python_lines_of_the_page_run_as_they_are(store_path: Path, result: TrainResult) -> None:
+    assert result.report is not None
+    html = result.report.read_text()
+    lines = unescape(html[html.index("from icecore.store") : html.index("labels = bundle.predict(X)</pre>")])
+    names: dict[str, Any] = {}
+    exec(lines + "labels = bundle.predict(X)", names)
+    assert len(names["labels"]) == 84
+
+
+def test_a_strange_path_cannot_leave_its_place_in_the_page(result: TrainResult) -> None:
+    html = render_report(result, store=Path("<i>"), bundle=Path("it's here/<b>"))
     assert "&lt;b&gt;" in html
-    with FeatureStore.open(store_path) as store:
-        assert store.sets() == ("photos",)
+    assert "&lt;i&gt;" in html
+    assert "<i>" not in html
