@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from icecore.store import Column, FeatureStore
 
-from .data import Dataset, LabelledRows, Provenance, load_dataset, read_provenance
+from .data import Dataset, Provenance, pin, read_dataset, read_provenance, read_rows
 from .errors import first_few
 from .folds import Fold, make_folds
 from .labels import LabelSource
 from .metrics import Metric, evaluate, rank_of
 from .models import MODELS, BuildOptions, ModelSpec
 from .result import Cell, Predictions
+from .rows import LabelledRows
 from .search import Fitted, fit_model, search_setting
 from .splits import SplitRule
 
@@ -107,21 +108,18 @@ def train_cells(
 
     Parameters are those of ``train_models``; ``keep_all`` keeps every fitted model, not only the best.
     """
-    feature_set = store[set_name]
+    feature_set = pin(store, set_name)
     for layer in _flat(layers):  # a wrong name in the last entry must not cost the time of the others
         feature_set.resolve(layer)
-    provenance = read_provenance(feature_set)
+    rows = read_rows(feature_set, tuple(_flat(layers)), labels=labels, split=split)
+    folds = _folds_of(rows, plan)
+    notes = dict.fromkeys(_notes_on_rows(rows))
     report = _Reporter(progress, len(layers) * len(plan.specs))
     cells: list[Cell] = []
     kept: list[Trained] = []
-    notes: dict[str, None] = {}
-    rows: LabelledRows | None = None
-    folds: tuple[Fold, ...] = ()
     for selection in layers:
-        data = load_dataset(store, set_name, selection, labels=labels, split=split, rows=rows, provenance=provenance)
-        if rows is None:
-            rows, folds = data.rows, _folds_of(data, plan)
-        notes |= dict.fromkeys(_notes_on(data))
+        data = read_dataset(feature_set, selection, rows)
+        notes |= dict.fromkeys(_notes_on_copies(data))
         for spec in plan.specs:
             report.begin(data, spec)
             trained = _train_cell(data, spec, folds, plan)
@@ -129,9 +127,8 @@ def train_cells(
             cells.append(trained.cell)
             kept = sorted([*kept, trained], key=lambda item: _rank(item.cell, plan.metric))
             kept = kept if keep_all else kept[:1]
-    assert rows is not None
     cells.sort(key=lambda cell: _rank(cell, plan.metric))
-    return Run(tuple(cells), tuple(kept), rows, provenance, tuple(notes))
+    return Run(tuple(cells), tuple(kept), rows, read_provenance(feature_set), tuple(notes))
 
 
 def _train_cell(data: Dataset, spec: ModelSpec, folds: Sequence[Fold], plan: CellPlan) -> Trained:
@@ -153,7 +150,7 @@ def _train_cell(data: Dataset, spec: ModelSpec, folds: Sequence[Fold], plan: Cel
         seconds=time.perf_counter() - start,
         notes=tuple(dict.fromkeys((*search.notes, *fitted.notes))),
     )
-    return Trained(cell, fitted, data.columns, Predictions(data.held_out_ids, y_held_out, proba))
+    return Trained(cell, fitted, data.columns, Predictions(data.rows.held_out_ids, y_held_out, proba))
 
 
 def _rank(cell: Cell, metric: Metric) -> tuple[float, int, int, str]:
@@ -161,33 +158,34 @@ def _rank(cell: Cell, metric: Metric) -> tuple[float, int, int, str]:
     return -rank_of(metric, cell.best.mean), cell.n_features, _SIMPLICITY[cell.model], cell.layers
 
 
-def _folds_of(data: Dataset, plan: CellPlan) -> tuple[Fold, ...]:
+def _folds_of(rows: LabelledRows, plan: CellPlan) -> tuple[Fold, ...]:
     return make_folds(
-        data.training()[1],
-        classes=data.rows.classes,
+        rows.y_train,
+        classes=rows.classes,
         folds=plan.folds,
         seed=plan.options.seed,
-        groups=data.rows.train_groups,
+        groups=rows.train_groups,
     )
 
 
-def _notes_on(data: Dataset) -> Iterator[str]:
-    """Give what makes the scores less certain than they look."""
-    match = data.rows.match
+def _notes_on_rows(rows: LabelledRows) -> Iterator[str]:
+    """Give what was left out, and what the scores cannot tell."""
     for images, what in (
-        (match.failed, "images left out because they could not be extracted"),
-        (match.unknown, "labels skipped because their images are not in the store"),
-        (match.missing, "images skipped because they have no label"),
-        (
-            data.repeated_held_out(),
-            "held-out images with the very features of a training image, which flatter the scores",
-        ),
+        (rows.match.failed, "images left out because they could not be extracted, for all layers or for one"),
+        (rows.match.unknown, "labels skipped because their images are not in the store"),
+        (rows.match.missing, "images skipped because they have no label"),
     ):
         if images:
             yield f"{what}: {len(images):,} ({first_few(images)})"
-    present = set(np.unique(data.held_out()[1]).tolist())
-    if absent := [label for i, label in enumerate(data.rows.classes) if i not in present]:
+    present = set(np.unique(rows.y_held_out).tolist())
+    if absent := [label for i, label in enumerate(rows.classes) if i not in present]:
         yield f"no held-out image of class {first_few(absent)}: the scores say nothing about it"
+
+
+def _notes_on_copies(data: Dataset) -> Iterator[str]:
+    if copies := data.repeated_held_out():
+        what = "held-out images with the very features of a training image, which flatter the scores"
+        yield f"{what}: {len(copies):,} ({first_few(copies)})"
 
 
 def _flat(layers: Sequence[str | Sequence[str]]) -> Iterator[str]:

@@ -6,8 +6,8 @@ Features and labels meet by image id, never by position.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,11 @@ from icecore.store import Column, Contract, FeatureSet, FeatureStore
 from numpy.typing import NDArray
 
 from .errors import DatasetError, first_few
-from .labels import FolderLabels, LabelSource, Match, match_labels
-from .splits import GivenSplit, HashSplit, Split, SplitRule, split_rows
+from .labels import FolderLabels, LabelSource
+from .rows import LabelledRows, label_rows
+from .splits import SplitRule
 
-__all__ = ["Dataset", "LabelledRows", "Provenance", "label_rows", "load_dataset", "read_provenance"]
+__all__ = ["Dataset", "Provenance", "load_dataset", "pin", "read_dataset", "read_provenance", "read_rows"]
 
 
 @dataclass(frozen=True)
@@ -38,42 +39,6 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class LabelledRows:
-    """The images that train and score, without features: shared by all layers."""
-
-    ids: tuple[str, ...]
-    """n image ids, in the store's order"""
-    y: NDArray[np.int64]
-    """(n,), classes as positions in ``classes``"""
-    classes: tuple[str, ...]
-    """class names, sorted"""
-    train: NDArray[np.bool_]
-    """(n,), true for training rows"""
-    groups: tuple[str, ...] | None
-    """n group names where groups are given (the id itself for an image without one), else None"""
-    split: Split
-    """how the rows were divided"""
-    match: Match
-    """what was left out, and why"""
-    label_source: str
-    """where the labels came from"""
-
-    @property
-    def train_groups(self) -> tuple[str, ...] | None:
-        """Groups of the training rows, where groups are given."""
-        if self.groups is None:
-            return None
-        return tuple(group for group, train in zip(self.groups, self.train.tolist(), strict=True) if train)
-
-    @property
-    def train_digest(self) -> str:
-        """sha256, in hex, over the sorted ids of the training rows."""
-        ids = sorted(image for image, train in zip(self.ids, self.train.tolist(), strict=True) if train)
-        text = "\n".join(ids).encode("utf-8", "surrogateescape")
-        return hashlib.sha256(text).hexdigest()
-
-
-@dataclass(frozen=True)
 class Dataset:
     """Labelled rows with the features of one layer, or of several joined."""
 
@@ -88,22 +53,20 @@ class Dataset:
 
     def training(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Give features and classes of the training rows, copies."""
-        return self.X[self.rows.train], self.rows.y[self.rows.train]
+        return self.X[self.rows.train], self.rows.y_train
 
     def held_out(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Give features and classes of the held-out rows, copies."""
-        return self.X[~self.rows.train], self.rows.y[~self.rows.train]
-
-    @property
-    def held_out_ids(self) -> tuple[str, ...]:
-        """Ids of the held-out rows, in their order."""
-        return tuple(image for image, train in zip(self.rows.ids, self.rows.train.tolist(), strict=True) if not train)
+        return self.X[~self.rows.train], self.rows.y_held_out
 
     def repeated_held_out(self) -> tuple[str, ...]:
-        """Give held-out images whose features equal those of a training image: copies that flatter the score."""
-        seen = {row.tobytes() for row in self.training()[0]}
-        rows = zip(self.held_out_ids, self.held_out()[0], strict=True)
-        return tuple(image for image, row in rows if row.tobytes() in seen)
+        """Give held-out images whose features equal those of a training image: copies that flatter the score.
+
+        Rows are held against each other by 16-byte digests: memory is some hundred bytes a training row.
+        """
+        seen = {_digest(self.X[i]) for i in np.flatnonzero(self.rows.train)}
+        held_out = zip(self.rows.held_out_ids, np.flatnonzero(~self.rows.train), strict=True)
+        return tuple(image for image, i in held_out if _digest(self.X[i]) in seen)
 
 
 def load_dataset(
@@ -113,8 +76,6 @@ def load_dataset(
     *,
     labels: LabelSource | None = None,
     split: SplitRule | None = None,
-    rows: LabelledRows | None = None,
-    provenance: Provenance | None = None,
 ) -> Dataset:
     """Read features and labels, matched by image id.
 
@@ -130,10 +91,6 @@ def load_dataset(
         Where the labels are; folders named ``SPLIT/LABEL`` by default.
     split
         How to divide the rows; by default as the labels say, or by hash of the id where they say nothing.
-    rows
-        Rows labelled and divided before, to use instead of ``labels`` and ``split``.
-    provenance
-        What to read, from ``read_provenance``, so that several calls read one version; the latest by default.
 
     Returns
     -------
@@ -154,23 +111,59 @@ def load_dataset(
     >>> with FeatureStore.open("features") as store:  # doctest: +SKIP
     ...     data = load_dataset(store, "photos", ["layer3", "layer4"])
     """
+    feature_set = pin(store, set_name)
+    return read_dataset(feature_set, layers, read_rows(feature_set, _listed(layers), labels=labels, split=split))
+
+
+def pin(store: FeatureStore, set_name: str) -> FeatureSet:
+    """Give a feature set as it is now: it reads this version, whatever is committed meanwhile."""
     feature_set = store[set_name]
-    provenance = provenance or read_provenance(feature_set)
-    selectors = [layers] if isinstance(layers, str) else list(layers)
-    columns = tuple(feature_set.resolve(selector, version=provenance.version) for selector in selectors)
-    ids, X = feature_set.matrix(selectors, version=provenance.version)
-    if rows is None:
-        failed = [failure.id for failure in feature_set.failures()]
-        rows = label_rows(ids, failed=failed, labels=labels or FolderLabels(), split=split)
-    if feature_set.generation != provenance.generation:
-        raise DatasetError(f"set {set_name!r}: a new generation became current while it was read; run again")
-    features = _select(ids, X, rows, set_name)
+    return feature_set.as_of(feature_set.version)
+
+
+def read_rows(
+    feature_set: FeatureSet,
+    layers: Sequence[str],
+    *,
+    labels: LabelSource | None = None,
+    split: SplitRule | None = None,
+) -> LabelledRows:
+    """Label and divide the images that every one of these layers covers.
+
+    Images that are recorded as failed, for one of these layers or at all, are left out; ``match.failed`` names
+    them.
+
+    Raises
+    ------
+    icecore.store.IncompleteColumnError
+        When a layer lacks images that have not failed: an extraction is not finished.
+    LabelError, SplitError, DatasetError
+        See ``load_dataset``.
+    """
+    stored = feature_set.ids()
+    covered = _covered_by_all(feature_set, layers, stored)
+    failed = {*stored, *(failure.id for failure in feature_set.failures())}.difference(covered)
+    return label_rows(covered, failed=_in_order(failed), labels=labels or FolderLabels(), split=split)
+
+
+def read_dataset(feature_set: FeatureSet, layers: str | Sequence[str], rows: LabelledRows) -> Dataset:
+    """Read the features of rows that ``read_rows`` gave for these layers, or for more, of the same pinned set.
+
+    Raises
+    ------
+    DatasetError
+        When a row has no features, or one of them is not finite.
+    """
+    selectors = _listed(layers)
+    columns = tuple(feature_set.resolve(selector) for selector in selectors)
+    ids, X = feature_set.matrix(selectors, missing="drop")  # what may be missing was settled with the rows
+    features = _select(ids, X, rows, feature_set.name)
     _check_finite(features, rows.ids, columns)
-    return Dataset(rows=rows, X=features, columns=columns, provenance=provenance)
+    return Dataset(rows=rows, X=features, columns=columns, provenance=read_provenance(feature_set))
 
 
 def read_provenance(feature_set: FeatureSet) -> Provenance:
-    """Give what is recorded of a feature set now: pass it on to read just this version."""
+    """Give what is recorded of a feature set; pin it first to learn of one version."""
     return Provenance(
         set_name=feature_set.name,
         generation=feature_set.generation,
@@ -180,52 +173,26 @@ def read_provenance(feature_set: FeatureSet) -> Provenance:
     )
 
 
-def label_rows(
-    ids: Sequence[str],
-    *,
-    labels: LabelSource,
-    failed: Sequence[str] = (),
-    split: SplitRule | None = None,
-) -> LabelledRows:
-    """Label images and divide them into training and held-out rows.
+def _listed(layers: str | Sequence[str]) -> list[str]:
+    return [layers] if isinstance(layers, str) else list(layers)
 
-    Parameters
-    ----------
-    ids
-        Images that have features.
-    labels
-        Where the labels are.
-    failed
-        Images that could not be extracted: their labels are set aside, not refused.
-    split
-        How to divide the rows; by default as the labels say, or by hash of the id where they say nothing.
 
-    Raises
-    ------
-    LabelError, SplitError, DatasetError
-        See ``load_dataset``.
-    """
-    found = labels.read(ids)
-    policies = {} if isinstance(labels, FolderLabels) else {"unknown": labels.unknown, "missing": labels.missing}
-    match = match_labels(found, ids, failed=failed, **policies)
-    if isinstance(labels, FolderLabels):
-        match = replace(match, failed=tuple(failed))  # every image in the folders was meant to be there
-    rule = split or (GivenSplit() if found.split else HashSplit())
-    divided = split_rows(rule, match.ids, names=found.split, groups=found.group)
-    classes = tuple(sorted({found.label[image] for image in match.ids}))
-    position = {label: i for i, label in enumerate(classes)}
-    y = np.array([position[found.label[image]] for image in match.ids], dtype=np.int64)
-    _check_classes(y, divided.train, classes, found.source)
-    return LabelledRows(
-        ids=match.ids,
-        y=y,
-        classes=classes,
-        train=divided.train,
-        groups=tuple(found.group.get(image, image) for image in match.ids) if found.group else None,
-        split=divided,
-        match=match,
-        label_source=found.source,
-    )
+def _covered_by_all(feature_set: FeatureSet, layers: Sequence[str], stored: Sequence[str]) -> list[str]:
+    """Give the images with a value in every layer; reads only the layers that do not cover all."""
+    coverage = feature_set.coverage()
+    covered = set(stored)
+    for layer in dict.fromkeys(layers):
+        if coverage[feature_set.resolve(layer)] < len(stored):
+            covered &= set(feature_set.matrix(layer, dtype=None).ids)
+    return [image for image in stored if image in covered]
+
+
+def _in_order(ids: Iterable[str]) -> list[str]:
+    return sorted(ids, key=lambda image: image.encode("utf-8", "surrogateescape"))
+
+
+def _digest(row: NDArray[np.float32]) -> bytes:
+    return hashlib.blake2b(row.tobytes(), digest_size=16).digest()
 
 
 def _select(ids: Sequence[str], X: NDArray[Any], rows: LabelledRows, set_name: str) -> NDArray[np.float32]:
@@ -250,14 +217,3 @@ def _check_finite(X: NDArray[np.float32], ids: Sequence[str], columns: Sequence[
         f"image {ids[row]!r}, layer {column.name}: a feature is {X[row, position]}; "
         "run `icecore store verify`, then extract the image again"
     )
-
-
-def _check_classes(y: NDArray[np.int64], train: NDArray[np.bool_], classes: Sequence[str], source: str) -> None:
-    if len(classes) < 2:
-        raise DatasetError(f"{source}: all images have the label {classes[0]!r}; a classifier needs two or more")
-    untrained = [label for i, label in enumerate(classes) if not (train & (y == i)).any()]
-    if untrained:
-        raise DatasetError(
-            f"{source}: class {first_few(untrained)} has held-out rows but no training row; "
-            "add some, move some to the training side, or remove the class"
-        )

@@ -133,10 +133,9 @@ def train_models(
             keep_all=save == "all",
             progress=progress,
         )
-    y_train, y_held_out = run.rows.y[run.rows.train], run.rows.y[~run.rows.train]
     result = TrainResult(
         cells=run.cells,
-        baseline=majority_baseline(y_train, y_held_out, run.rows.classes),
+        baseline=majority_baseline(run.rows.y_train, run.rows.y_held_out, run.rows.classes),
         metric=metric,
         folds=folds,
         seed=seed,

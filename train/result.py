@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .data import LabelledRows, Provenance
+from .data import Provenance
 from .metrics import Evaluation, Metric
 from .models import ClassWeight
+from .rows import LabelledRows
 from .search import GridPoint
 
 __all__ = ["Cell", "Predictions", "TrainResult", "rows_to_json"]

@@ -51,7 +51,7 @@ def write_store(
     name: str = "photos",
     dtype: Any = "float16",
 ) -> Path:
-    """Write one feature set of these layers, average-pooled."""
+    """Write one feature set of these layers, average-pooled; add to it, or begin a generation, where there is one."""
     images = [SourceImage(image, path / image, 1, 1, 1) for image in ids]
     contents = [hashlib.sha256(image.encode("utf-8", "surrogateescape")).digest() for image in ids]
     columns = {Column(layer, Pooling("avg"), X.shape[1], dtype): X for layer, X in layers.items()}
@@ -83,6 +83,9 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    write = staticmethod(write_store)
+    contract = CONTRACT
 
     def store(self, ids: Sequence[str], *, failed: Sequence[str] = (), **layers: NDArray[np.float32]) -> Path:
         """Write a store of these layers, or of one easy layer named ``good``."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from icecore.store import Column, FeatureStore, LayerNotFoundError, Pooling
-from icecore.train import CsvLabels, DatasetError, FolderLabels, HashSplit, LabelError, load_dataset
+from icecore.train import CsvLabels, Dataset, DatasetError, FolderLabels, HashSplit, LabelError, load_dataset
 from icecore.train.data import _check_finite
+from icecore.train.rows import label_rows
 
 
 def csv(folder: Path, rows: list[str], header: str = "path,label") -> CsvLabels:
@@ -34,7 +36,7 @@ def test_rows_are_matched_by_id_whatever_the_order_of_the_labels(lab: Any, tmp_p
     assert data.rows.y.tolist() == [0, 0, 1, 0, 1]
     assert data.rows.train.tolist() == [True, False, True, True, False]
     np.testing.assert_array_equal(data.X, X)
-    assert data.held_out_ids == ("b.jpg", "é.jpg")
+    assert data.rows.held_out_ids == ("b.jpg", "é.jpg")
     np.testing.assert_array_equal(data.held_out()[0], X[[1, 4]])
 
 
@@ -122,6 +124,18 @@ def test_held_out_copies_of_training_images_are_found(lab: Any) -> None:
     X[ids.index("val/bees/001.jpg")] = X[ids.index("train/ants/000.jpg")]
     with FeatureStore.open(lab.store(ids, layer=X)) as store:
         assert load_dataset(store, "photos", "layer").repeated_held_out() == ("val/bees/001.jpg",)
+
+
+def test_looking_for_copies_does_not_copy_the_features(lab: Any) -> None:
+    ids = lab.ids(1500, 500, ("ants", "bees"))
+    rows = label_rows(ids, labels=FolderLabels())
+    data = Dataset(rows, np.random.default_rng(0).normal(size=(4000, 1000)).astype(np.float32), (), None)  # type: ignore[arg-type]
+    tracemalloc.start()
+    try:
+        assert data.repeated_held_out() == ()
+        assert tracemalloc.get_traced_memory()[1] < 0.1 * data.X.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_features_that_are_not_finite_are_refused_with_image_and_layer() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from icecore.store import FeatureStore, LayerNotFoundError
+from icecore.store import FeatureStore, IncompleteColumnError, LayerNotFoundError
 from icecore.train import (
     MODELS,
     CsvLabels,
@@ -144,10 +144,66 @@ def test_what_was_left_out_is_noted(lab: Any) -> None:
     X[ids.index("val/bees/001.jpg")] = X[ids.index("train/ants/000.jpg")]
     found = run(lab.store(ids, failed=["train/ants/x.gif"], good=X))
     assert found.notes == (
-        "images left out because they could not be extracted: 1 ('train/ants/x.gif')",
+        "images left out because they could not be extracted, for all layers or for one: 1 ('train/ants/x.gif')",
         "held-out images with the very features of a training image, which flatter the scores: 1 ('val/bees/001.jpg')",
     )
     assert found.to_json()["rows"]["failed_images"] == ["train/ants/x.gif"]
+
+
+@pytest.mark.parametrize("layers", [["first", "added"], ["added", "first"], [["added", "first"]]])
+def test_an_image_that_an_added_layer_refused_is_left_out_of_all_cells(lab: Any, layers: list[Any]) -> None:
+    ids = lab.ids(8, 3)
+    first, added = (lab.features(ids, 6, signal=1.5, seed=seed) for seed in (0, 3))
+    added[0, 0] = 1e6  # float16 cannot hold it
+    path = lab.store(ids, first=first)
+    lab.write(path, ids, {"added": added})
+    found = run(path, layers=layers, name="refused")
+    assert len(found.cells) == len(layers)
+    assert found.rows.ids == tuple(ids[1:])
+    note = "images left out because they could not be extracted, for all layers or for one: 1 ('train/ants/000.jpg')"
+    assert found.notes == (note,)
+    assert run(path, layers=["first"], name="whole").rows.ids == tuple(ids)
+
+
+def test_labels_of_a_refused_image_are_not_unknown(lab: Any) -> None:
+    ids = lab.ids(8, 3)
+    added = lab.features(ids, 6, signal=1.5)
+    added[0, 0] = np.inf
+    path = lab.store(ids)
+    lab.write(path, ids, {"added": added})
+    labels = lab.folder / "labels.csv"
+    labels.write_text("\n".join(["path,label,split", *(f"{i},{i.split('/')[1]},{i.split('/')[0]}" for i in ids)]))
+    found = run(path, layers=["good", "added"], labels=CsvLabels(labels))
+    assert found.rows.match.failed == (ids[0],)
+    assert found.rows.match.unknown == ()
+
+
+def test_a_layer_that_is_not_finished_stops_before_any_cell(lab: Any) -> None:
+    told: list[Progress] = []
+    ids = lab.ids(8, 3)
+    path = lab.store(ids)
+    lab.write(path, ids[:-1], {"added": lab.features(ids[:-1], 6, signal=1.5)})
+    with pytest.raises(IncompleteColumnError, match="added:avg covers 32 of 33 images"):
+        run(path, layers=["good", "added"], progress=told.append)
+    assert told == []
+
+
+def test_a_generation_that_begins_meanwhile_changes_nothing(lab: Any) -> None:
+    ids = lab.ids(8, 3)
+    layers = {"a": lab.features(ids, 6, signal=1.0), "b": lab.features(ids, 6, signal=1.0, seed=3)}
+    path = lab.store(ids, **layers)
+    alone = run(path, layers=["a", "b"], name="alone")
+
+    def extract_anew(progress: Progress) -> None:
+        if progress.done == 0 and progress.cell is None:
+            other = replace(lab.contract, weights="cd" * 32)
+            lab.write(path, ids, {"b": layers["b"] + 1, "c": layers["a"]}, contract=other)
+
+    found = run(path, layers=["a", "b"], name="beside", progress=extract_anew)
+    with FeatureStore.open(path) as store:
+        assert store["photos"].generation != found.provenance.generation
+    assert [replace(cell, seconds=0) for cell in found.cells] == [replace(cell, seconds=0) for cell in alone.cells]
+    assert found.provenance == alone.provenance
 
 
 def test_a_wrong_layer_stops_before_any_cell(store_path: Path) -> None:

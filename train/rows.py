@@ -1,0 +1,126 @@
+"""The images that train and score: labelled, divided, and without features yet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DatasetError, first_few
+from .labels import FolderLabels, LabelSource, Match, match_labels
+from .splits import GivenSplit, HashSplit, Split, SplitRule, split_rows
+
+__all__ = ["LabelledRows", "label_rows"]
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """The images that train and score, without features: shared by all layers."""
+
+    ids: tuple[str, ...]
+    """n image ids, in the store's order"""
+    y: NDArray[np.int64]
+    """(n,), classes as positions in ``classes``"""
+    classes: tuple[str, ...]
+    """class names, sorted"""
+    train: NDArray[np.bool_]
+    """(n,), true for training rows"""
+    groups: tuple[str, ...] | None
+    """n group names where groups are given (the id itself for an image without one), else None"""
+    split: Split
+    """how the rows were divided"""
+    match: Match
+    """what was left out, and why"""
+    label_source: str
+    """where the labels came from"""
+
+    @property
+    def y_train(self) -> NDArray[np.int64]:
+        """Classes of the training rows, a copy."""
+        return self.y[self.train]
+
+    @property
+    def y_held_out(self) -> NDArray[np.int64]:
+        """Classes of the held-out rows, a copy."""
+        return self.y[~self.train]
+
+    @property
+    def held_out_ids(self) -> tuple[str, ...]:
+        """Ids of the held-out rows, in their order."""
+        return tuple(image for image, train in zip(self.ids, self.train.tolist(), strict=True) if not train)
+
+    @property
+    def train_groups(self) -> tuple[str, ...] | None:
+        """Groups of the training rows, where groups are given."""
+        if self.groups is None:
+            return None
+        return tuple(group for group, train in zip(self.groups, self.train.tolist(), strict=True) if train)
+
+    @property
+    def train_digest(self) -> str:
+        """sha256, in hex, over the sorted ids of the training rows."""
+        ids = sorted(image for image, train in zip(self.ids, self.train.tolist(), strict=True) if train)
+        text = "\n".join(ids).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(text).hexdigest()
+
+
+def label_rows(
+    ids: Sequence[str],
+    *,
+    labels: LabelSource,
+    failed: Sequence[str] = (),
+    split: SplitRule | None = None,
+) -> LabelledRows:
+    """Label images and divide them into training and held-out rows.
+
+    Parameters
+    ----------
+    ids
+        Images that have features.
+    labels
+        Where the labels are.
+    failed
+        Images that could not be extracted: their labels are set aside, not refused.
+    split
+        How to divide the rows; by default as the labels say, or by hash of the id where they say nothing.
+
+    Raises
+    ------
+    LabelError, SplitError, DatasetError
+        See ``load_dataset``.
+    """
+    found = labels.read(ids)
+    policies = {} if isinstance(labels, FolderLabels) else {"unknown": labels.unknown, "missing": labels.missing}
+    match = match_labels(found, ids, failed=failed, **policies)
+    if isinstance(labels, FolderLabels):
+        match = replace(match, failed=tuple(failed))  # every image in the folders was meant to be there
+    rule = split or (GivenSplit() if found.split else HashSplit())
+    divided = split_rows(rule, match.ids, names=found.split, groups=found.group)
+    classes = tuple(sorted({found.label[image] for image in match.ids}))
+    position = {label: i for i, label in enumerate(classes)}
+    y = np.array([position[found.label[image]] for image in match.ids], dtype=np.int64)
+    _check_classes(y, divided.train, classes, found.source)
+    return LabelledRows(
+        ids=match.ids,
+        y=y,
+        classes=classes,
+        train=divided.train,
+        groups=tuple(found.group.get(image, image) for image in match.ids) if found.group else None,
+        split=divided,
+        match=match,
+        label_source=found.source,
+    )
+
+
+def _check_classes(y: NDArray[np.int64], train: NDArray[np.bool_], classes: Sequence[str], source: str) -> None:
+    if len(classes) < 2:
+        raise DatasetError(f"{source}: all images have the label {classes[0]!r}; a classifier needs two or more")
+    untrained = [label for i, label in enumerate(classes) if not (train & (y == i)).any()]
+    if untrained:
+        raise DatasetError(
+            f"{source}: class {first_few(untrained)} has held-out rows but no training row; "
+            "add some, move some to the training side, or remove the class"
+        )
