@@ -13,6 +13,8 @@ from torch import nn
 
 from .builders import Builder, any_recipe, find_builder
 from .errors import PreprocessError, UnknownLayerError, WeightsError, did_you_mean
+from .faithful import require_faithful
+from .fingerprint import code_sha256, hidden_tensors
 from .graph import tensors_needed, trace
 from .layers import LayerInfo, describe_layers
 from .preprocess import Preprocess
@@ -39,9 +41,9 @@ class Backbone:
     preprocess: Preprocess
     """what happens to an image before it"""
     weights_sha256: str
-    """hash of all tensors as loaded, whatever file format they came from"""
-    source: Mapping[str, str]
-    """where weights and preprocessing came from: recorded, not hashed"""
+    """hash of all tensors as loaded, whatever file format they came from; for one's own function of its code, too"""
+    source: Mapping[str, str | None]
+    """where weights (None: built with the network) and preprocessing came from: recorded, not hashed"""
     loading: Loading
     """which tensors fitted"""
 
@@ -54,6 +56,11 @@ class Backbone:
     def architecture(self) -> str:
         """``torchvision.models.resnet18`` or ``package.module:function``, as in the contract."""
         return self.builder.architecture
+
+    @property
+    def weights_words(self) -> str:
+        """Where the weights came from, for messages."""
+        return self.source["weights"] or f"the weights that {self.name} builds"
 
     @cached_property
     def layers(self) -> tuple[LayerInfo, ...]:
@@ -91,8 +98,7 @@ class Backbone:
                 raise UnknownLayerError(f"backbone {self.name} has no layer {layer!r}{hint}")
         why = self.loading.lacking(tensors_needed(traced, self.module, asked))
         if why is not None:
-            where = self.source["weights"]
-            raise WeightsError(f"{where}: does not fit {self.name} up to {', '.join(asked)}: {why}")
+            raise WeightsError(f"{self.weights_words}: does not fit {self.name} up to {', '.join(asked)}: {why}")
 
 
 def load_backbone(
@@ -135,6 +141,8 @@ def load_backbone(
         When the weights cannot be had or read, belong to another network, or are not finite.
     PreprocessError
         When the preprocessing is unknown, or none is given for one's own function.
+    TraceError
+        When one's own network cannot be followed, or its graph does not compute what the network does.
     """
     builder = find_builder(name)
     published = None if isinstance(weights, Path) or weights is None else builder.recipe(weights)
@@ -143,12 +151,15 @@ def load_backbone(
     values = dict(builder.arguments(recipe) if arguments is None else arguments)
     module = builder.build(values)
     loading, where = _load(builder, module, weights, published)
+    chosen = chosen.changed(changes)
+    if not builder.is_torchvision:
+        require_faithful(module, size=chosen.crop)
     return Backbone(
         builder=builder,
         module=module,
         arguments=values,
-        preprocess=chosen.changed(changes),
-        weights_sha256=weights_sha256(module, loading.loaded),
+        preprocess=chosen,
+        weights_sha256=_hash(builder, module, loading),
         source={"backbone": builder.name, "weights": where, "preprocess": _with_changes(why, changes)},
         loading=loading,
     )
@@ -185,8 +196,9 @@ def backbone_for(
     )
     differences = backbone.contract(precision=contract.precision).diff(contract)
     if differences:
-        cure = "give the weights that the features were extracted with"
-        raise ContractMismatchError(f"{backbone.source['weights']}: not the backbone asked for", differences, cure)
+        code = "" if backbone.builder.is_torchvision else ", and the code as it was then"
+        cure = f"give the weights that the features were extracted with{code}"
+        raise ContractMismatchError(f"{backbone.weights_words}: not the backbone asked for", differences, cure)
     return backbone
 
 
@@ -219,14 +231,14 @@ def _with_changes(why: str, changes: Mapping[str, Any]) -> str:
 
 def _load(
     builder: Builder, module: nn.Module, weights: str | Path | None, published: Any | None
-) -> tuple[Loading, str]:
-    """Load the weights; give what became of each tensor and where they came from."""
+) -> tuple[Loading, str | None]:
+    """Load the weights; give what became of each tensor, and where they came from: None for the network's own."""
     if weights is None:
         if builder.is_torchvision:
             raise WeightsError(
                 f"{builder.name}: no weights given, and without them features are random; {_offer(builder)}"
             )
-        return Loading(hashed_names(module), frozenset(), {}, frozenset()), f"built by {builder.name}"
+        return Loading(hashed_names(module), frozenset(), {}, frozenset()), None
     if published is not None:
         return load_into(module, download(published), where=repr(published)), repr(published)
     path = Path(weights)
@@ -234,6 +246,14 @@ def _load(
         hint = did_you_mean(str(weights), _names(builder))
         raise WeightsError(f"{builder.name}: no weights {str(weights)!r}{hint}; {_offer(builder)}")
     return load_into(module, read_weights(path), where=path), str(path.absolute())
+
+
+def _hash(builder: Builder, module: nn.Module, loading: Loading) -> str:
+    """Hash what decides values and is not in the contract's other fields."""
+    if builder.is_torchvision:
+        return weights_sha256(module, loading.loaded)
+    traced = trace(module)
+    return weights_sha256(module, loading.loaded, hidden=hidden_tensors(traced, module), code=code_sha256(traced))
 
 
 def _names(builder: Builder) -> list[str]:

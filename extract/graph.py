@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import fx, nn
+from torch.nn import functional
 from torchvision.models.feature_extraction import NodePathTracer
 
 from .errors import TraceError
@@ -25,6 +27,7 @@ __all__ = ["Trace", "cut", "share_copy", "tensors_needed", "trace"]
 
 _VIEWS = frozenset({"chunk", "getitem", "narrow", "permute", "reshape", "select", "split", "t", "transpose", "unbind",
                     "unsqueeze", "squeeze", "view", "flatten", "expand", "movedim", "swapaxes"})  # fmt: skip
+_INPLACE = re.compile(r"[^_]_$")
 _LEAVES = [value for _, value in inspect.getmembers(torchvision.ops, inspect.isclass) if issubclass(value, nn.Module)]
 
 
@@ -47,7 +50,7 @@ def trace(module: nn.Module) -> Trace:
     ------
     TraceError
         When the network decides on values, uses what torch.fx cannot follow, or changes a tensor in place
-        while another view of it is in use.
+        where that cannot be undone: while another view of it is in use, or by an operation that has no other form.
     """
     tracer = NodePathTracer(leaf_modules=_LEAVES, autowrap_modules=(math, torchvision.ops))
     try:
@@ -136,12 +139,7 @@ def _make_out_of_place(node: fx.Node, graph_module: fx.GraphModule, root: nn.Mod
         return _quieten_module(str(node.target), graph_module, root)
     if node.op == "call_function" and callable(node.target):
         return _quieten_function(node)
-    if node.op == "call_method":
-        method = str(node.target)
-        if method.endswith("_") and not method.endswith("__") and hasattr(torch.Tensor, method[:-1]):
-            node.target = method[:-1]
-            return True
-    return False
+    return node.op == "call_method" and _quieten_method(node)
 
 
 def _quieten_module(target: str, graph_module: fx.GraphModule, root: nn.Module) -> bool:
@@ -156,10 +154,26 @@ def _quieten_module(target: str, graph_module: fx.GraphModule, root: nn.Module) 
     return getattr(original, "inplace", False) is True
 
 
+def _quieten_method(node: fx.Node) -> bool:
+    name = str(node.target)
+    if not _INPLACE.search(name):
+        return False
+    if not callable(getattr(torch.Tensor, name[:-1], None)):
+        raise _no_twin(node, f"Tensor.{name}")
+    node.target = name[:-1]
+    return True
+
+
 def _quieten_function(node: fx.Node) -> bool:
     name = getattr(node.target, "__name__", "")
-    if name.endswith("_") and not name.endswith("__") and hasattr(torch, name[:-1]):
-        node.target = getattr(torch, name[:-1])
+    if node.kwargs.get("out") is not None:
+        raise _no_twin(node, f"{name}(out=...)")
+    homes = [home for home in (torch, functional) if getattr(home, name, None) is node.target]
+    if homes and _INPLACE.search(name):
+        twins = [getattr(home, name[:-1]) for home in (torch, functional) if hasattr(home, name[:-1])]
+        if not twins:
+            raise _no_twin(node, name)
+        node.target = twins[0]
         return True
     try:
         bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
@@ -170,6 +184,10 @@ def _quieten_function(node: fx.Node) -> bool:
     bound.arguments["inplace"] = False
     node.args, node.kwargs = bound.args, bound.kwargs
     return True
+
+
+def _no_twin(node: fx.Node, name: str) -> TraceError:
+    return TraceError(f"{node}: {name} writes into a tensor in place; give a new one instead")
 
 
 def _refuse_shared_view(node: fx.Node, changed: fx.Node, place: Mapping[fx.Node, int]) -> None:

@@ -51,7 +51,7 @@ class _Task:
     batch_size: int
     threads: int
     max_pixels: int
-    source: Mapping[str, str]
+    source: Mapping[str, str | None]
 
 
 def extract_images(
@@ -235,7 +235,7 @@ def _trunk(task: _Task, columns: Sequence[Column]) -> Trunk:
     return Trunk(task.backbone, columns, device=task.device, precision=task.precision, batch_size=task.batch_size)
 
 
-def _refuse_removal(set_name: str, folder: str, plan: Plan, max_removed: float) -> None:
+def _refuse_removal(set_name: str, folder: object, plan: Plan, max_removed: float) -> None:
     gone, total = len(plan.gone), plan.total
     if gone > max_removed * max(total, gone):
         raise RemovalRefusedError(set_name, folder, gone=gone, total=total, limit=max_removed)

@@ -38,7 +38,7 @@ class ExtractReport:
     """where the network ran, or would have"""
     precision: str
     """``fp32``, ``bf16`` or ``fp16``"""
-    source: Mapping[str, str]
+    source: Mapping[str, str | None]
     """backbone, weights, preprocessing and folder, as recorded in the store"""
     dry_run: bool
     """True when only the plan was made"""

@@ -99,17 +99,27 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], *, where: objec
     return loading
 
 
-def weights_sha256(network: nn.Module, names: Collection[str]) -> str:
-    """Hash the tensors as they are in the network: name, dtype, shape and little-endian bytes, sorted by name."""
-    state = network.state_dict()
+def weights_sha256(
+    network: nn.Module,
+    names: Collection[str],
+    *,
+    hidden: Mapping[str, Tensor] | None = None,
+    code: str = "",
+) -> str:
+    """Hash the tensors as they are in the network: name, dtype, shape and little-endian bytes, sorted by name.
+
+    Tensors that ``state_dict`` leaves out (``hidden``) are sorted in; the hash of the network's ``code`` comes last.
+    """
+    tensors = {**network.state_dict(), **(hidden or {})}
     digest = hashlib.sha256()
-    for name in sorted(names):
-        tensor = state[name].detach().cpu().contiguous()
+    for name in sorted({*names, *(hidden or {})}):
+        tensor = tensors[name].detach().cpu().contiguous()
         raw = tensor.reshape(-1).view(torch.uint8).numpy()
         if sys.byteorder == "big":
             raw = raw.reshape(-1, tensor.element_size())[:, ::-1].reshape(-1)
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(raw.tobytes())
+    digest.update(code.encode())
     return digest.hexdigest()
 
 
