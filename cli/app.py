@@ -191,7 +191,8 @@ def _tell_usage(error: click.UsageError, args: Sequence[str]) -> None:
 
     name = _command_of(error.ctx) if error.ctx else ""
     outcome = Outcome(Exit.USAGE, error=error.format_message())
-    file = next((after for option, after in pairwise(args) if option == "--result-file"), None)
+    apart = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--result-file=") else [arg])]
+    file = next((after for option, after in pairwise(apart) if option == "--result-file"), None)
     if file is not None and Path(file).parent.is_dir() and not Path(file).is_dir():
         outcome = _write_result(Path(file), outcome, name)
     if "--json" in args:

@@ -32,7 +32,11 @@ class ConfigError(ValueError):
 
 def _below_config(value: Any, info: ValidationInfo) -> Any:
     folder = (info.context or {}).get("folder")
-    return folder / value if isinstance(value, str) and folder is not None else value
+    if not isinstance(value, str):
+        return value
+    if not value:
+        raise ValueError("a path is missing")
+    return Path(folder or ".") / Path(value).expanduser()
 
 
 def _pooling(value: Any) -> Any:
@@ -46,7 +50,8 @@ def _pooling(value: Any) -> Any:
 ConfigPath = Annotated[Path, BeforeValidator(_below_config)]
 PoolingName = Annotated[str, BeforeValidator(_pooling)]
 Joined = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-Grid = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)]
+Positive = Annotated[float, Field(gt=0)]
+Grid = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -95,7 +100,7 @@ class Preprocess(_Section):
     """filter of the resize"""
     mean: tuple[float, float, float] | None = Field(None, strict=False)
     """subtracted from each channel, in units of 0 to 1"""
-    std: tuple[float, float, float] | None = Field(None, strict=False)
+    std: tuple[Positive, Positive, Positive] | None = Field(None, strict=False)
     """each channel is divided by this"""
 
     def changes(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ HELD_OUT_EVERY = 4
 """Of the target task every fourth image is held out."""
 EPOCHS = 4
 MADE = frozenset({"demo.toml", "features", "report.html", "source", "source.safetensors", "target"})
-"""What a demo makes in its folder; a folder that holds more is not only a demo's."""
+"""What a demo makes in its folder, and makes anew; a folder that holds more is not only a demo's."""
 
 
 @make_command(example="icecore demo demo")
@@ -41,7 +41,8 @@ MADE = frozenset({"demo.toml", "features", "report.html", "source", "source.safe
 def demo(folder: Path) -> Outcome:
     """Run the whole job in FOLDER: digits -> pretrained network -> features -> classifiers -> report.
 
-    FOLDER keeps everything, demo.toml included; one that holds something else is refused.
+    FOLDER keeps everything, demo.toml included, and is made anew the next time; one that holds something else is
+    refused.
     """
     from .config import ExtractConfig, TrainConfig, load_config
     from .extract import extract_from_config
@@ -76,17 +77,17 @@ def demo(folder: Path) -> Outcome:
 
 
 def _prepare(folder: Path) -> None:
-    """Make the folder anew, with the demo's config in it; never touch one that is not a demo's, and only that."""
+    """Remove what an earlier demo made, and write the demo's config; refuse a folder that is not a demo's."""
     config = resources.files("icecore.configs").joinpath("demo.toml").read_bytes()
-    if folder.exists():
-        found = {path.name for path in folder.iterdir()}
-        if found and ("demo.toml" not in found or found - MADE):
-            shown = ", ".join(sorted(found - MADE)[:5]) or "no demo.toml"
-            raise click.UsageError(f"{folder}: holds something else than a demo ({shown}); name another folder")
-        if found and (folder / "demo.toml").read_bytes() != config:
-            raise click.UsageError(f"{folder}: its demo.toml was changed; move it away, or name another folder")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if found and ("demo.toml" not in found or found - MADE):
+        shown = ", ".join(sorted(found - MADE)[:5]) or "no demo.toml"
+        raise click.UsageError(f"{folder}: holds something else than a demo ({shown}); name another folder")
+    if found and (folder / "demo.toml").read_bytes() != config:
+        raise click.UsageError(f"{folder}: its demo.toml was changed; move it away, or name another folder")
+    for path in sorted(folder.iterdir() if found else (), key=lambda path: path.name == "demo.toml"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()  # demo.toml last: it says that all this is a demo's
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "demo.toml").write_bytes(config)
 
 
@@ -165,7 +166,7 @@ def _summary(folder: Path, page: Path, result: TrainResult, clock: _Clock) -> st
         f"report    {page}",
         f"features  icecore store show {features} digits",
         f"predict   icecore predict {result.bundles[0]} {example}",
-        f"your own  change a copy of {folder / 'demo.toml'}, then: icecore extract COPY; icecore train COPY",
+        "your own  configs/experiment.toml, in a folder of its own: icecore extract FILE, icecore train FILE",
     ]
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -41,9 +42,12 @@ MEANING = {
 # The same command may end otherwise later without anybody changing anything.
 RETRYABLE = frozenset({Exit.LOCKED, Exit.INTERRUPTED})
 
-# What extract and train refuse because of what the config says; named here so that their rooms stay unimported.
+# What is refused because of what the config says; named here so that extract and train stay unimported.
 _CONFIG_FAULTS = frozenset(
     {
+        "AmbiguousLayerError",
+        "LayerNotFoundError",
+        "SetNotFoundError",
         "ConfigError",
         "BackboneNotFoundError",
         "UnknownLayerError",
@@ -99,6 +103,10 @@ def outcome_of_error(exc: BaseException) -> Outcome | None:
         return Outcome(Exit.STORE_INVALID, error=str(exc))
     if isinstance(exc, SourceError) or kinds & {"ExtractError", "TrainError"}:
         return Outcome(Exit.FAILED, error=str(exc))
+    if isinstance(exc, sqlite3.OperationalError):  # full, busy, read-only
+        return Outcome(Exit.FAILED, error=f"catalog.sqlite: {exc}")
+    if isinstance(exc, sqlite3.DatabaseError):
+        return Outcome(Exit.STORE_INVALID, error=f"catalog.sqlite is damaged ({exc}); icecore store verify tells more")
     if isinstance(exc, OSError):
         plain = exc.filename is not None and exc.strerror
         return Outcome(Exit.FAILED, error=f"{exc.filename}: {exc.strerror}" if plain else str(exc))

@@ -97,6 +97,7 @@ def _facts(report: ExtractReport) -> dict[str, Any]:
         "failures": [{"id": f.id, "kind": f.kind, "reason": f.reason} for f in report.failures],
         "columns": [{"name": c.name, "width": c.width} for c in report.columns],
         "contract_hash": report.contract_hash,
+        "differences": [{"field": d.field, "before": d.theirs, "now": d.ours} for d in plan.differences],
         "device": report.device,
         "precision": report.precision,
         "source": dict(report.source),
@@ -110,7 +111,7 @@ _COUNTS = ("added", "changed", "racy", "backfill", "retried", "failed", "unchang
 
 def _plan_text(report: ExtractReport) -> str:
     plan = report.plan
-    lines = [f"{report.set_name}: {plan.to_read:,} files to read, {plan.unchanged:,} unchanged"]
+    lines = [*_differences(report), f"{report.set_name}: {plan.to_read:,} files to read, {plan.unchanged:,} unchanged"]
     told = {
         "added": "new",
         "changed": "changed on disk",
@@ -130,8 +131,17 @@ def _plan_text(report: ExtractReport) -> str:
     )
 
 
+def _differences(report: ExtractReport) -> list[str]:
+    """Say that this is another contract than the one that readers saw before the run."""
+    if not report.plan.differences:
+        return []
+    lines = [f"{report.set_name}: the contract is not the one that readers see, so features are computed anew:"]
+    lines += [f"  {d.field}: {d.theirs!r} -> {d.ours!r}" for d in report.plan.differences]
+    return [*lines, "  readers move once every image is covered; `--set set=NAME` keeps both"]
+
+
 def _done_text(report: ExtractReport) -> str:
-    plan, lines = report.plan, []
+    plan, lines = report.plan, _differences(report)
     if not (plan.to_read or plan.gone or plan.broken):
         lines.append(f"{report.set_name}: nothing to do, {plan.unchanged:,} images unchanged")
     else:

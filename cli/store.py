@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from icecore.store import FeatureSet, FeatureStore, verify_store
+from icecore.store import FeatureSet, FeatureStore, SetNotFoundError, verify_store
 
 from .app import command as make_command
 from .exits import Exit, Outcome
@@ -40,6 +40,8 @@ def ls(store: Path) -> Outcome:
 def show(store: Path, set_name: str) -> Outcome:
     """Show what SET holds, and the contract that its features keep."""
     with FeatureStore.open(store) as opened:
+        if set_name not in opened.sets():
+            raise click.UsageError(str(SetNotFoundError(store, set_name, opened.sets())))
         features = opened[set_name]
         coverage = features.coverage()
         contract = features.contract.to_json()

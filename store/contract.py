@@ -25,7 +25,7 @@ Layout = Literal["NCHW", "NHWC", "NLC", "NC"]
 NUMERICS = ("precision", "decoder")
 """Fields of the base contract in which the nightly GPU and the laptop that predicts may differ."""
 
-_GEM = re.compile(r"gem\(?(?P<p>\d+(?:\.\d+)?)?\)?")
+_GEM = re.compile(r"gem(?P<open>\()?(?P<p>\d{1,3}(?:\.\d{1,12})?)?(?(open)\))")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -127,14 +127,14 @@ class Pooling:
         """
         if text in {"avg", "max", "flat"}:
             return cls(text)  # type: ignore[arg-type]
-        if (match := _GEM.fullmatch(text)) and float(match["p"] or 3) > 0:
+        if (match := _GEM.fullmatch(text)) and float(match["p"] or 3) > 0 and text != "gem()":
             return cls("gem", float(match["p"] or 3))
-        raise ValueError(f"no pooling {text!r}: it is avg, max, gem (exponent 3) or gem(P) with P > 0")
+        raise ValueError(f"no pooling {text!r}: it is avg, max, gem (exponent 3) or gem(P) with 0 < P < 1000")
 
     @property
     def name(self) -> str:
         """``avg``, ``max``, ``flat``, or ``gem`` with its exponent: ``gem3``."""
-        return self.kind if self.p is None else f"{self.kind}{self.p:g}"
+        return self.kind if self.p is None else f"{self.kind}{repr(self.p).removesuffix('.0')}"
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def test_all_faults_are_listed_at_once_with_line_limit_and_suggestion(config: Pa
         ("store.x=1", "store is a value, not a section"),
         ("backbone.pooling=['mean']", r"backbone.pooling\[0\]: no pooling 'mean': it is avg, max, gem"),
         ("train.layers=[1]", r"train.layers\[0\]: input should be a valid"),
-        ("train.models=['svm']", r"train.models.*: input should be 'logistic_regression'"),
+        ("train.models=['svm']", rr"train.models.*: input should be 'logistic_regression'"),
         ("set='../x'", "set: string should match pattern"),
         ("source.max_removed=2", "source.max_removed: input should be less than or equal to 1, found 2"),
         ("compute.device=gpu", "compute.device: string should match pattern"),

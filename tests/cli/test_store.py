@@ -60,7 +60,7 @@ def test_a_folder_without_a_store_ends_with_3_and_is_left_as_it_was(
 
 def test_show_of_another_name_says_what_there_is(icecore: Icecore, trained: Any) -> None:
     done = icecore("store", "show", trained.store, "phtos")
-    assert done.code == 3
+    assert done.code == 2
     assert "no feature set 'phtos'; it has photos; did you mean 'photos'?" in done.told
 
 

@@ -158,9 +158,9 @@ def test_a_split_by_hash_holds_out_rows_where_none_are_given(icecore: Icecore, t
 @pytest.mark.parametrize(
     ("override", "code", "message"),
     [
-        ("train.layers=['features.4']", 3, "has no layer 'features.4'; it has features.3:avg; did you mean"),
-        ("train.layers=['features.3:max']", 3, "has no layer 'features.3:max'"),
-        ("set=phtos", 3, "no feature set 'phtos'; it has photos; did you mean 'photos'?"),
+        ("train.layers=['features.4']", 4, "has no layer 'features.4'; it has features.3:avg; did you mean"),
+        ("train.layers=['features.3:max']", 4, "has no layer 'features.3:max'"),
+        ("set=phtos", 4, "no feature set 'phtos'; it has photos; did you mean 'photos'?"),
         ("store=nosuch", 3, "nosuch: no feature store here (no catalog.sqlite); `icecore extract` makes one"),
         ("train.models=['lgistic_regression']", 4, "did you mean 'logistic_regression'?"),
         ("train.metric=accurcy", 4, "found 'accurcy'; did you mean 'accuracy'?"),

@@ -92,14 +92,22 @@ def test_the_column_hash_covers_layer_pooling_dtype_and_layout_but_not_the_width
 
 
 @pytest.mark.parametrize(
-    ("text", "name"), [("avg", "avg"), ("max", "max"), ("flat", "flat"), ("gem", "gem3"), ("gem(2.5)", "gem2.5")]
+    ("text", "name"),
+    [
+        ("avg", "avg"),
+        ("max", "max"),
+        ("flat", "flat"),
+        ("gem", "gem3"),
+        ("gem(2.5)", "gem2.5"),
+        ("gem2.12345678", "gem2.12345678"),
+    ],
 )
 def test_poolings_are_read_and_named(text: str, name: str) -> None:
     assert Pooling.parse(text).name == name
     assert Pooling.parse(name) == Pooling.parse(text)
 
 
-@pytest.mark.parametrize("text", ["", "mean", "gem0", "gem(-1)", "AVG"])
+@pytest.mark.parametrize("text", ["", "mean", "gem0", "gem(-1)", "AVG", "gem(3", "gem3)", "gem()", "gem1000000"])
 def test_an_unknown_pooling_is_refused_with_the_known_ones(text: str) -> None:
     with pytest.raises(ValueError, match="avg, max, gem"):
         Pooling.parse(text)
