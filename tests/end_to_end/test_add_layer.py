@@ -120,7 +120,8 @@ def test_files_too_fresh_to_be_trusted_are_read_again_and_still_only_the_new_col
     np.testing.assert_array_equal(stored(work, "features.5")[1], old)
 
 
-def test_a_run_with_nothing_new_forwards_and_writes_nothing(work: Path, jobs: Any) -> None:
+def test_a_run_with_nothing_new_forwards_and_writes_nothing(work: Path, jobs: Any, settle: Any) -> None:
+    settle(work / "photos")
     first = jobs.command(["extract", "job.toml", "--json"], work)
     before = segments(work)
     again = jobs.command(["extract", "job.toml", "--json"], work)
@@ -130,6 +131,14 @@ def test_a_run_with_nothing_new_forwards_and_writes_nothing(work: Path, jobs: An
         assert (run.facts["forwarded"], run.facts["version"], run.convolutions) == (0, first.facts["version"], {})
     assert fewer.facts["linked"] == 11
     assert segments(work) == before
+
+
+def test_a_failure_met_again_makes_no_new_version(work: Path, jobs: Any) -> None:
+    """A version is what readers see, and they see the same: else every nightly run over one bad file would be news."""
+    first = jobs.command(["extract", "job.toml", "--json"], work).facts
+    again = jobs.command(["extract", "job.toml", "--retry-failed", "--json"], work).facts
+    assert [failure["id"] for failure in again["failures"]] == ["bad.png"]
+    assert again["version"] == first["version"]
 
 
 def test_another_pooling_is_another_column_and_a_dropped_layer_stays(work: Path, jobs: Any) -> None:
