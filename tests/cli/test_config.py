@@ -97,7 +97,7 @@ def test_all_faults_are_listed_at_once_with_line_limit_and_suggestion(config: Pa
         ("store.x=1", "store is a value, not a section"),
         ("backbone.pooling=['mean']", r"backbone.pooling\[0\]: no pooling 'mean': it is avg, max, gem"),
         ("train.layers=[1]", r"train.layers\[0\]: input should be a valid"),
-        ("train.models=['svm']", rr"train.models.*: input should be 'logistic_regression'"),
+        ("train.models=['svm']", r"train.models.*: input should be 'logistic_regression'"),
         ("set='../x'", "set: string should match pattern"),
         ("source.max_removed=2", "source.max_removed: input should be less than or equal to 1, found 2"),
         ("compute.device=gpu", "compute.device: string should match pattern"),
@@ -117,5 +117,5 @@ def test_a_file_that_is_no_toml_or_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bad.toml: Invalid value \(at line 1"):
         load_config(ExtractConfig, tmp_path / "bad.toml")
     (tmp_path / "latin.toml").write_bytes(b'store = "\xff"\n')
-    with pytest.raises(ConfigError, match="latin.toml: 'utf-8' codec"):
+    with pytest.raises(ConfigError, match=r"latin.toml: 'utf-8' codec"):
         load_config(ExtractConfig, tmp_path / "latin.toml")
