@@ -14,26 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from icecore.store import Contract, StoreError
+from icecore.store import Column, Contract, StoreError
 from numpy.typing import ArrayLike, NDArray
 
 from . import serial
 from .bundle_format import CARD, FORMAT, FORMAT_VERSION, SKOPS_MODEL, STEPS, XGBOOST_MODEL, file_sha256, seal
 from .errors import BundleError, FeatureMismatchError
 
-__all__ = ["Bundle", "BundleColumn", "load_bundle"]
-
-
-@dataclass(frozen=True)
-class BundleColumn:
-    """One block of features that the model takes."""
-
-    name: str
-    """column name, such as ``layer4:avg``"""
-    layer: str
-    """layer of the backbone"""
-    width: int
-    """numbers an image"""
+__all__ = ["Bundle", "load_bundle"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +34,7 @@ class Bundle:
     """everything recorded of it"""
     classes: tuple[str, ...]
     """class names, in the order of the probabilities"""
-    columns: tuple[BundleColumn, ...]
+    columns: tuple[Column, ...]
     """blocks of features, in the order in which they are joined"""
     contract: Contract
     """how features must be computed"""
@@ -144,7 +132,7 @@ def load_bundle(path: Path | str) -> Bundle:
     card = _read_card(path)
     _check_files(path, card)
     try:
-        columns = tuple(BundleColumn(c["name"], c["layer"], int(c["width"])) for c in card["columns"])
+        columns = tuple(Column.from_json(spec, spec["width"]) for spec in card["columns"])
         contract = Contract.from_json(card["contract"])
         classes = tuple(map(str, card["classes"]))
     except (KeyError, TypeError, ValueError, StoreError) as exc:
@@ -154,7 +142,9 @@ def load_bundle(path: Path | str) -> Bundle:
         if XGBOOST_MODEL in card["files"]
         else serial.load_skops(path / SKOPS_MODEL)
     )
-    return Bundle(path, card, classes, columns, contract, serial.load_skops(path / STEPS), model)
+    bundle = Bundle(path, card, classes, columns, contract, serial.load_skops(path / STEPS), model)
+    _check_fit(bundle)
+    return bundle
 
 
 def _read_card(path: Path) -> dict[str, Any]:
@@ -188,6 +178,20 @@ def _check_files(path: Path, card: Mapping[str, Any]) -> None:
             raise BundleError(f"{path}: {name!r} is missing; copy the whole folder again")
         if file_sha256(path / name) != digest:
             raise BundleError(f"{path / name}: altered since it was written (its sha256 is not the card's)")
+
+
+def _check_fit(bundle: Bundle) -> None:
+    """Let the model score one row of zeros: it must take the card's columns and give its classes."""
+    try:
+        shape = bundle.predict_proba(np.zeros((1, bundle.width))).shape
+    except Exception as exc:  # a model put together by hand may fail in any way
+        raise BundleError(
+            f"{bundle.path}: the model does not take the {bundle.width} features of the card ({exc})"
+        ) from exc
+    if shape != (1, len(bundle.classes)):
+        raise BundleError(
+            f"{bundle.path}: the model gives {shape[-1]} probabilities, the card names {len(bundle.classes)} classes"
+        )
 
 
 def _names(files: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ import importlib
 import json
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,17 +68,19 @@ def load_skops(path: Path) -> Any:
     BundleError
         When it is no skops file, or a damaged one.
     """
-    named = set(_named(_read_schema(path), path))
-    if odd := sorted(named - TRUSTED_TYPES - {f"skops node {node}" for node in TRUSTED_NODES}):
-        raise UntrustedTypeError(path, odd)
     skops = _skops()
-    untrusted = skops.get_untrusted_types(file=path)
-    if odd := sorted(set(untrusted) - TRUSTED_TYPES):
-        raise UntrustedTypeError(path, odd)
     try:
+        _check_types(path, _named(_read_schema(path)))
+        untrusted = skops.get_untrusted_types(file=path)
+        _check_types(path, untrusted)
         return skops.load(path, trusted=untrusted)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError, zipfile.BadZipFile) as exc:
-        raise BundleError(f"{path}: damaged, or of a scikit-learn that this one cannot read ({exc})") from exc
+    except UntrustedTypeError:
+        raise
+    except Exception as exc:  # a crafted schema makes skops raise anything: TypeError, KeyError, RecursionError, ...
+        raise BundleError(
+            f"{path}: not a skops file, damaged, or of a scikit-learn that this one cannot read "
+            f"({type(exc).__name__}: {exc})"
+        ) from exc
 
 
 def save_xgboost(model: Any, path: Path) -> None:
@@ -98,8 +100,11 @@ def load_xgboost(path: Path) -> XGBoostModel:
 
     booster = xgboost.Booster()
     try:
+        json.loads(path.read_bytes())  # refuses bottomless nesting, on which XGBoost's own parser crashes the process
         booster.load_model(path)
-    except xgboost.core.XGBoostError as exc:
+    except RecursionError as exc:
+        raise BundleError(f"{path}: XGBoost cannot read this model (nested too deeply)") from exc
+    except (OSError, ValueError, xgboost.core.XGBoostError) as exc:
         raise BundleError(f"{path}: XGBoost cannot read this model ({str(exc).splitlines()[0]})") from exc
     return XGBoostModel(booster)
 
@@ -140,15 +145,18 @@ def _without(module: str) -> Iterator[None]:
         del sys.modules[module]
 
 
+def _check_types(path: Path, named: Iterable[str]) -> None:
+    known = TRUSTED_TYPES | {f"skops node {node}" for node in TRUSTED_NODES}
+    if odd := sorted(set(named) - known):
+        raise UntrustedTypeError(path, odd)
+
+
 def _read_schema(path: Path) -> Any:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.read("schema.json"))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as exc:
-        raise BundleError(f"{path}: not a skops file ({exc})") from exc
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read("schema.json"))
 
 
-def _named(node: Any, path: Path) -> Iterator[str]:
+def _named(node: Any) -> Iterator[str]:
     """Walk a skops schema and give every type, function and kind of node that it names."""
     pending = [node]
     while pending:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from icecore.store import Column, Contract, FeatureStore, Pooling, SourceImage
+from icecore.train import TrainResult, train_models
+from icecore.train.bundle_format import CARD, file_sha256, seal
 from numpy.typing import NDArray
 
 CONTRACT = Contract(
@@ -73,6 +77,36 @@ def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "good": features_for(ids, 10, signal=1.2, seed=2),
     }
     return write_store(tmp_path_factory.mktemp("store") / "features", ids, layers)
+
+
+@pytest.fixture(scope="session")
+def saved(store_path: Path) -> TrainResult:
+    """One bundle of every model, each on two layers joined."""
+    return train_models(
+        store_path, "photos", layers=[["poor", "good"]], name="bundles", save="all", folds=3, report=False,
+        config={"set": "photos"},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def bundle(saved: TrainResult, tmp_path: Path) -> Path:
+    """A copy to spoil, of the first bundle that is not XGBoost's."""
+    source = next(path for path in saved.bundles if (path / "model.skops").exists())
+    return Path(shutil.copytree(source, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def reseal() -> Callable[..., None]:
+    """Change a card as someone would who knows how cards are sealed."""
+
+    def change(path: Path, **changes: Any) -> None:
+        card = json.loads((path / CARD).read_text())
+        card.pop("card_sha256")
+        card |= changes
+        card["files"] = {name: file_sha256(path / name) for name in card["files"] if (path / name).exists()}
+        (path / CARD).write_text(json.dumps({**card, "card_sha256": seal(card)}))
+
+    return change
 
 
 class Lab:

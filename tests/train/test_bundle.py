@@ -2,78 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
-import shutil
 import subprocess
 import sys
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import skops.io
 from icecore.store import FeatureStore
 from icecore.train import (
     MODELS,
     BundleError,
     FeatureMismatchError,
     TrainResult,
-    UntrustedTypeError,
     load_bundle,
-    train_models,
 )
-from icecore.train.bundle_format import CARD, file_sha256, seal
+from icecore.train.bundle_format import CARD
 from icecore.train.bundle_write import sweep_strays, write_bundle
-from icecore.train.serial import load_skops
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import StandardScaler
 
 
-@pytest.fixture(scope="module")
-def result(store_path: Path) -> TrainResult:
-    """One bundle of every model, each on two layers joined."""
-    return train_models(
-        store_path, "photos", layers=[["poor", "good"]], name="bundles", save="all", folds=3, report=False,
-        config={"set": "photos"},
-    )  # fmt: skip
-
-
-@pytest.fixture
-def bundle(result: TrainResult, tmp_path: Path) -> Path:
-    """A copy to spoil, of the first bundle that is not XGBoost's."""
-    source = next(path for path in result.bundles if (path / "model.skops").exists())
-    return Path(shutil.copytree(source, tmp_path / "bundle"))
-
-
-def reseal(path: Path, **changes: Any) -> None:
-    """Change a card as someone would who knows how cards are sealed."""
-    card = json.loads((path / CARD).read_text())
-    card.pop("card_sha256")
-    card |= changes
-    card["files"] = {name: file_sha256(path / name) for name in card["files"] if (path / name).exists()}
-    (path / CARD).write_text(json.dumps({**card, "card_sha256": seal(card)}))
-
-
-def test_a_loaded_bundle_predicts_exactly_what_was_reported(result: TrainResult, store_path: Path) -> None:
+def test_a_loaded_bundle_predicts_exactly_what_was_reported(saved: TrainResult, store_path: Path) -> None:
     with FeatureStore.open(store_path) as store:
         ids, X = store["photos"].matrix(["poor", "good"])
     held_out = np.array([image.startswith("val/") for image in ids])
-    first = load_bundle(result.bundles[0])
-    np.testing.assert_array_equal(first.predict_proba(X[held_out]), result.predictions.proba)
-    assert {load_bundle(path).card["model"] for path in result.bundles} == set(MODELS)
-    for path, cell in zip(result.bundles, result.cells, strict=True):
+    first = load_bundle(saved.bundles[0])
+    np.testing.assert_array_equal(first.predict_proba(X[held_out]), saved.predictions.proba)
+    assert {load_bundle(path).card["model"] for path in saved.bundles} == set(MODELS)
+    for path, cell in zip(saved.bundles, saved.cells, strict=True):
         proba = load_bundle(path).predict_proba(X[held_out])
-        y = np.array([result.rows.classes.index(image.split("/")[1]) for image in np.array(ids)[held_out]])
+        y = np.array([saved.rows.classes.index(image.split("/")[1]) for image in np.array(ids)[held_out]])
         assert (proba.argmax(axis=1) == y).mean() == cell.evaluation.accuracy
         loss = -np.log(proba[np.arange(len(y)), y]).mean()
         assert loss == pytest.approx(cell.evaluation.log_loss, rel=1e-6)  # XGBoost's is computed in float32
 
 
-def test_columns_may_be_given_by_name_in_any_order(result: TrainResult) -> None:
-    bundle = load_bundle(result.bundles[0])
+def test_columns_may_be_given_by_name_in_any_order(saved: TrainResult) -> None:
+    bundle = load_bundle(saved.bundles[0])
     rng = np.random.default_rng(0)
     poor, good = rng.normal(size=(5, 6)), rng.normal(size=(5, 10))
     joined = bundle.predict_proba(np.hstack([poor, good]))
@@ -94,29 +61,26 @@ def test_columns_may_be_given_by_name_in_any_order(result: TrainResult) -> None:
         (np.full((2, 16), np.nan), "row 0 holds NaN"),
     ],
 )
-def test_other_features_than_the_models_are_refused(result: TrainResult, features: Any, message: str) -> None:
+def test_other_features_than_the_models_are_refused(saved: TrainResult, features: Any, message: str) -> None:
     with pytest.raises(FeatureMismatchError, match=message):
-        load_bundle(result.bundles[0]).predict_proba(features)
+        load_bundle(saved.bundles[0]).predict_proba(features)
 
 
-def test_the_card_says_what_the_model_was_made_of(result: TrainResult, store_path: Path) -> None:
-    bundle = load_bundle(result.bundles[0])
+def test_the_card_says_what_the_model_was_made_of(saved: TrainResult, store_path: Path) -> None:
+    bundle = load_bundle(saved.bundles[0])
     card = bundle.card
     with FeatureStore.open(store_path) as store:
         photos = store["photos"]
         assert bundle.contract == photos.contract
         assert (card["set"], card["generation"], card["version"]) == ("photos", photos.generation, photos.version)
         assert card["source"] == photos.source
+        assert bundle.columns == (photos.resolve("poor"), photos.resolve("good"))
     assert card["contract_sha256"] == bundle.contract.hash
-    assert [(column.name, column.layer, column.width) for column in bundle.columns] == [
-        ("poor:avg", "poor", 6),
-        ("good:avg", "good", 10),
-    ]
     assert bundle.classes == ("ants", "bees", "wasps")
-    assert card["rows"]["split_sha256"] == result.rows.split.digest
-    assert card["rows"]["training_ids_sha256"] == result.rows.train_digest
-    assert card["held_out"]["accuracy"] == result.winner.evaluation.accuracy
-    assert card["baseline"]["accuracy"] == result.baseline.accuracy
+    assert card["rows"]["split_sha256"] == saved.rows.split.digest
+    assert card["rows"]["training_ids_sha256"] == saved.rows.train_digest
+    assert card["held_out"]["accuracy"] == saved.winner.evaluation.accuracy
+    assert card["baseline"]["accuracy"] == saved.baseline.accuracy
     assert card["config"] == {"set": "photos"}
     assert {"python", "numpy", "scikit-learn", "skops", "xgboost", "icecore"} <= set(card["versions"])
     assert card["id"] == bundle.path.name
@@ -148,7 +112,7 @@ def test_a_changed_card_is_noticed(bundle: Path) -> None:
         load_bundle(bundle)
 
 
-def test_an_unknown_format_version_is_refused(bundle: Path) -> None:
+def test_an_unknown_format_version_is_refused(bundle: Path, reseal: Callable[..., None]) -> None:
     reseal(bundle, format_version=2)
     with pytest.raises(BundleError, match="bundle format 2; this release reads 1"):
         load_bundle(bundle)
@@ -164,77 +128,6 @@ def test_a_file_that_is_no_card_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_folder_without_a_card_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no bundle here"):
         load_bundle(tmp_path)
-
-
-def test_a_card_cannot_reach_out_of_its_folder(bundle: Path) -> None:
-    reseal(bundle)
-    card = json.loads((bundle / CARD).read_text())
-    card.pop("card_sha256")
-    card["files"]["../outside"] = "0" * 64
-    (bundle.parent / "outside").write_text("x")
-    (bundle / CARD).write_text(json.dumps({**card, "card_sha256": seal(card)}))
-    with pytest.raises(BundleError, match="outside"):
-        load_bundle(bundle)
-
-
-class Bomb:
-    """Writes a file when unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("touch exploded",)
-
-
-def test_a_pickle_in_place_of_a_model_is_not_run(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(bundle)
-    (bundle / "model.skops").write_bytes(pickle.dumps(Bomb()))
-    reseal(bundle)
-    with pytest.raises(BundleError, match="not a skops file"):
-        load_bundle(bundle)
-    assert not (bundle / "exploded").exists()
-
-
-@pytest.mark.parametrize("function", [os.system, os.remove, eval, print])
-def test_a_hostile_skops_file_is_refused_by_name_and_not_run(bundle: Path, function: Any) -> None:
-    hostile = Pipeline([("scale", StandardScaler()), ("run", FunctionTransformer(function))])
-    skops.io.dump(hostile, bundle / "steps.skops")
-    reseal(bundle)
-    with pytest.raises(UntrustedTypeError) as caught:
-        load_bundle(bundle)
-    assert any(function.__name__ in name for name in caught.value.types)
-    assert "nothing in it was run" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "loader", ["ConstructorFromReduceNode", "MethodNode", "FunctionNode", "PartialNode", "Nonesuch"]
-)
-def test_nodes_that_could_call_something_are_refused(bundle: Path, tmp_path: Path, loader: str) -> None:
-    """Even where the type itself is one of ours."""
-    path, forged = bundle / "steps.skops", tmp_path / "forged.skops"
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(forged, "w") as copy:
-        for name in archive.namelist():
-            data = archive.read(name)
-            if name == "schema.json":
-                data = json.dumps({**json.loads(data), "__loader__": loader}).encode()
-            copy.writestr(name, data)
-    with pytest.raises(UntrustedTypeError, match=loader):
-        load_skops(forged)
-
-
-def test_a_truncated_skops_file_is_a_bundle_error(bundle: Path) -> None:
-    data = (bundle / "model.skops").read_bytes()
-    (bundle / "model.skops").write_bytes(data[: len(data) // 2])
-    reseal(bundle)
-    with pytest.raises(BundleError, match="not a skops file"):
-        load_bundle(bundle)
-
-
-def test_a_damaged_xgboost_model_is_a_bundle_error(result: TrainResult, tmp_path: Path) -> None:
-    source = next(path for path in result.bundles if (path / "model.json").exists())
-    bundle = Path(shutil.copytree(source, tmp_path / "bundle"))
-    (bundle / "model.json").write_text('{"learner": 1}')
-    reseal(bundle)
-    with pytest.raises(BundleError, match="XGBoost cannot read this model"):
-        load_bundle(bundle)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +174,7 @@ def test_a_bundle_is_never_written_over(tmp_path: Path) -> None:
         write_bundle(tmp_path / "one", steps=scaler, model=scaler, card={})
 
 
-def test_neither_import_nor_loading_brings_torch(result: TrainResult) -> None:
+def test_neither_import_nor_loading_brings_torch(saved: TrainResult) -> None:
     """skops walks all of scikit-learn when imported, torch's shim included; that must not load torch."""
     script = """
 import sys
@@ -292,5 +185,5 @@ for path in sys.argv[1:]:
 assert "torch" not in sys.modules
 assert "sklearn.externals.array_api_compat.torch" not in sys.modules
 """
-    paths = [str(path) for path in result.bundles]
+    paths = [str(path) for path in saved.bundles]
     subprocess.run([sys.executable, "-c", script, *paths], check=True, timeout=120)
