@@ -99,6 +99,11 @@ def test_the_page_shows_the_numbers(result: TrainResult) -> None:
     assert f"icecore predict {result.bundles[0]}" in text
 
 
+def test_a_leaderboard_breaks_between_the_names_of_layers_only(result: TrainResult) -> None:
+    assert result.report is not None
+    assert '<span class="whole">poor:avg +</span> <span class="whole">good:avg</span></td>' in result.report.read_text()
+
+
 def test_the_page_has_both_figures_and_no_clashing_ids(result: TrainResult) -> None:
     assert result.report is not None
     html = result.report.read_text()
