@@ -67,12 +67,12 @@ def apply_commit(
         counts[_add_image(db, target, key, row, version)] += 1
         counts["mended"] += _forget_failure(db, target, key, version)
     for key, failed in buffers.failures.items():
-        counts["failed"] += 1
-        counts["removed"] += _add_failure(db, target, key, failed, version)
+        counts[_add_failure(db, target, key, failed, version)] += 1
+        counts["removed"] += _remove_stale(db, target, key, failed, version)
     for key in buffers.gone:
         counts["removed"] += _remove(db, target, key, version)
         counts["forgotten"] += _forget_failure(db, target, key, version)
-    if not any(n for what, n in counts.items() if what != "kept"):
+    if not any(n for what, n in counts.items() if what not in ("kept", "again")):
         return None
     _add_version(db, target, version, counts)
     if target.moves_head:
@@ -170,19 +170,27 @@ def _add_image(db: sqlite3.Connection, target: Target, key: bytes, row: Row, ver
     return "added" if live is None else "changed"
 
 
-def _add_failure(db: sqlite3.Connection, target: Target, key: bytes, failed: Failed, version: int) -> int:
-    """Enter a failure; give 1 where the image's features stop being alive, because its file may be another now."""
+def _add_failure(db: sqlite3.Connection, target: Target, key: bytes, failed: Failed, version: int) -> str:
+    """Enter a failure; say whether it has failed anew, or only ``again``, for the same reason as before."""
     stat, when = _stat(failed.image), now()
-    again = db.execute(
+    where = (target.generation_id, key)
+    before = db.execute(
+        "SELECT kind, reason FROM failures WHERE generation_id = ? AND id = ? AND removed_in IS NULL", where
+    ).fetchone()
+    if before is None:
+        facts = (failed.kind, failed.reason, 1, when, when, *stat, target.checked_ns)
+        db.execute("INSERT INTO failures VALUES (?, ?, ?, NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*where, version, *facts))
+        return "failed"
+    db.execute(
         "UPDATE failures SET kind = ?, reason = ?, attempts = attempts + 1, last_at = ?, size = ?, mtime_ns = ?, "
         "ctime_ns = ?, checked_ns = ? WHERE generation_id = ? AND id = ? AND removed_in IS NULL",
-        (failed.kind, failed.reason, when, *stat, target.checked_ns, target.generation_id, key),
-    ).rowcount
-    if not again:
-        db.execute(
-            "INSERT INTO failures VALUES (?, ?, ?, NULL, ?, ?, 1, ?, ?, ?, ?, ?, ?)",
-            (target.generation_id, key, version, failed.kind, failed.reason, when, when, *stat, target.checked_ns),
-        )
+        (failed.kind, failed.reason, when, *stat, target.checked_ns, *where),
+    )
+    return "again" if before == (failed.kind, failed.reason) else "failed"
+
+
+def _remove_stale(db: sqlite3.Connection, target: Target, key: bytes, failed: Failed, version: int) -> int:
+    """End the life of a failed image's features where its file may be another now; give 1 where it did."""
     live = db.execute(
         "SELECT size, mtime_ns, ctime_ns, checked_ns FROM images WHERE set_id = ? AND id = ? AND removed_in IS NULL",
         (target.set_id, key),
@@ -191,7 +199,7 @@ def _add_failure(db: sqlite3.Connection, target: Target, key: bytes, failed: Fai
         return 0
     # Times too fresh to be trusted may hide that these are other bytes; a file that cannot be read says nothing.
     trusted = max(live[1:3]) <= live[3] - RACY_NS or failed.kind in ("read", "transient")
-    return 0 if live[:3] == stat and trusted else _remove(db, target, key, version)
+    return 0 if live[:3] == _stat(failed.image) and trusted else _remove(db, target, key, version)
 
 
 def _content_id(db: sqlite3.Connection, content: bytes) -> int | None:

@@ -150,6 +150,8 @@ class FeatureStore:
         ------
         LockedError
             On entering, when another run writes to the store.
+        StoreDamagedError
+            On entering, when a segment of the set is missing or cut short.
         ContractMismatchError
             On entering, when a column of this name means something else in the generation.
         """

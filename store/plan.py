@@ -20,6 +20,7 @@ from .contract import Column, Contract, Difference
 from .errors import SourceError
 from .scan import RACY_NS, Found, Scan, SourceImage, decode_id
 from .spool import PlannedImages, Spool
+from .verify import require_segments
 
 __all__ = ["Plan", "WorkGroup", "plan_against", "plan_sync"]
 
@@ -111,11 +112,16 @@ def plan_sync(
     ------
     SourceError
         When a folder of the source cannot be listed, or it holds no images.
+    StoreDamagedError
+        When a segment of the set is missing or cut short.
     """
     options = {"rehash": rehash, "retry_failed": retry_failed}
     if not (Path(path) / CATALOG).is_file():
         return _Merge(tuple(columns), scan, **options).plan(iter(()), {})
     with closing(connect(Path(path))) as db:
+        set_id = set_id_of(db, set_name)
+        if set_id is not None:
+            require_segments(Path(path), db, set_id)
         return plan_against(db, set_name, contract, columns, scan, **options)
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import catalog
-from .errors import StoreError
+from .errors import StoreDamagedError, StoreError
 from .segment import check_arrays, file_checksum, read_extents, read_header, read_identity
 
-__all__ = ["Problem", "VerifyReport", "verify_store"]
+__all__ = ["Problem", "VerifyReport", "require_segments", "verify_store"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,27 @@ def verify_store(path: Path | str) -> VerifyReport:
     return VerifyReport(len(rows), sum(r[2] for r in rows), sum(r[3] for r in rows), tuple(problems))
 
 
+def require_segments(folder: Path, db: sqlite3.Connection, set_id: int) -> None:
+    """Look at the size of every live segment of a set, so that no run counts on rows that are not there.
+
+    Raises
+    ------
+    StoreDamagedError
+        When a file is missing, or not as long as it was written.
+    """
+    rows = db.execute(
+        "SELECT s.path, s.size FROM segments s JOIN generations g ON g.id = s.generation_id "
+        "WHERE g.set_id = ? AND s.removed_in IS NULL",
+        (set_id,),
+    )
+    trouble = [f"{path} {what[0]}" for path, size in rows if (what := _size_trouble(folder / path, size))]
+    if trouble:
+        raise StoreDamagedError(
+            f"{folder}: {len(trouble)} segments are damaged: {', '.join(trouble[:3])}; restore them from a back-up, "
+            f"or extract into a new set; `icecore store verify` tells all"
+        )
+
+
 def _catalog_trouble(db: sqlite3.Connection) -> list[str]:
     """Check the catalog by itself: its pages, its references, and that no column has a content twice."""
     trouble = [line for (line,) in db.execute("PRAGMA integrity_check") if line != "ok"]
@@ -90,12 +111,17 @@ def _catalog_trouble(db: sqlite3.Connection) -> list[str]:
     return trouble + [f"{count:,} images have {name} twice" for name, count in doubled]
 
 
-def _file_trouble(path: Path, size: int, checksum: str) -> list[str]:
-    if not path.is_file():
+def _size_trouble(path: Path, size: int) -> list[str]:
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
         return ["is missing"]
-    found = path.stat().st_size
-    if found != size:
-        return [f"has {found:,} bytes, should have {size:,}"]
+    return [] if found == size else [f"has {found:,} bytes, should have {size:,}"]
+
+
+def _file_trouble(path: Path, size: int, checksum: str) -> list[str]:
+    if trouble := _size_trouble(path, size):
+        return trouble
     if file_checksum(path) == checksum:
         return []
     try:

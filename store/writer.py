@@ -33,6 +33,7 @@ from .plan import Plan, plan_against
 from .registry import ensure_columns, ensure_generation, ensure_set, sweep
 from .scan import Scan, SourceImage, encode_id
 from .segment import SegmentHeader, file_checksum, write_segment
+from .verify import require_segments
 
 __all__ = ["RefusedRow", "Writer"]
 
@@ -101,6 +102,7 @@ class Writer:
             sweep(self.folder, self._db)
             with catalog.transaction(self._db):
                 self._set_id = ensure_set(self._db, self.set_name)
+                require_segments(self.folder, self._db, self._set_id)
                 self._generation = ensure_generation(
                     self._db, self._set_id, self.contract, self._source, self._versions
                 )
