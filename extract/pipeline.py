@@ -6,6 +6,7 @@ pass, and images that failed. An image that fails is told as such; it never move
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,15 +18,20 @@ from typing import NamedTuple
 import numpy as np
 from icecore.store import SourceImage
 
-from .errors import ImageError
+from .errors import ImageError, SourceLostError
 from .images import MAX_PIXELS, load_image
 from .preprocess import Preprocess
 from .reading import read_image_file
 
-__all__ = ["Batch", "Failed", "Linked", "Row", "read_batches"]
+__all__ = ["Batch", "Failed", "Linked", "Row", "default_threads", "read_batches"]
 
 MOST_OUTCOMES = 4096
 """Images told at once: a run that meets a million known files must neither hold nor commit them in one piece."""
+
+
+MOST_TRANSIENT = 50
+"""Files in a row that could not be read for a passing reason, after which the source is taken for lost."""
+_MOST_THREADS = 32
 
 
 class Row(NamedTuple):
@@ -77,6 +83,12 @@ class _Loaded(NamedTuple):
     pixels: np.ndarray | None
 
 
+def default_threads() -> int:
+    """Give one decoding thread for each processor that this process may use, at most 32."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, _MOST_THREADS)
+
+
 def read_batches(
     images: Iterable[SourceImage],
     *,
@@ -114,6 +126,11 @@ def read_batches(
         without rows, so that images are told in their order but for rows that wait to fill a batch. At most
         ``batch_size + 2 * threads`` decoded images wait at any moment, beside the batch being filled. To stop
         early close the generator (``contextlib.closing``), which waits for its threads.
+
+    Raises
+    ------
+    SourceLostError
+        When 50 files in a row fail with kind ``transient``; images that wait in the batch being filled are not told.
     """
     if batch_size < 1 or threads < 0:
         raise ValueError(f"batch_size must be 1 or more and threads 0 or more, found {batch_size}, {threads}")
@@ -123,14 +140,27 @@ def read_batches(
 
     filling = _Filling(preprocess.crop, batch_size)
     with _in_order(load, images, threads=threads, ahead=batch_size + 2 * threads) as stream:
-        for loaded in stream:
+        for loaded in _while_there(stream):
             filling.add(loaded, is_known)
             if filling.full:
                 yield filling.take()
-            elif len(filling.outcomes) >= MOST_OUTCOMES + batch_size:
+            elif filling.finished >= MOST_OUTCOMES:
                 yield filling.take_finished()
     if filling.outcomes:
         yield filling.take()
+
+
+def _while_there(stream: Iterator[_Loaded]) -> Iterator[_Loaded]:
+    in_a_row = 0
+    for loaded in stream:
+        match loaded.outcome:
+            case Failed(image, ImageError(kind="transient", reason=reason)):
+                in_a_row += 1
+                if in_a_row == MOST_TRANSIENT:
+                    raise SourceLostError(image.id, reason, failures=in_a_row)
+            case _:
+                in_a_row = 0
+        yield loaded
 
 
 class _Filling:
@@ -145,6 +175,7 @@ class _Filling:
         self._pixels = np.empty(self._shape, np.uint8)  # (B, 3, S, S)
         self._n = 0
         self._contents: set[bytes] = set()
+        self.finished = 0
 
     @property
     def full(self) -> bool:
@@ -154,8 +185,12 @@ class _Filling:
         outcome, pixels = loaded
         if isinstance(outcome, Failed):
             self.outcomes.append(outcome)
-        elif pixels is None or (is_known and (outcome.content in self._contents or is_known(outcome.content))):
+            self.finished += 1
+        elif is_known and outcome.content in self._contents:
+            self.outcomes.append(Linked(*outcome))  # waits for its row
+        elif pixels is None or (is_known and is_known(outcome.content)):
             self.outcomes.append(Linked(*outcome))
+            self.finished += 1
         else:
             self._pixels[self._n] = pixels
             self._n += 1
@@ -172,6 +207,7 @@ class _Filling:
         waits = [isinstance(o, Row) or (isinstance(o, Linked) and o.content in self._contents) for o in self.outcomes]
         finished = tuple(o for o, waiting in zip(self.outcomes, waits, strict=True) if not waiting)
         self.outcomes = [o for o, waiting in zip(self.outcomes, waits, strict=True) if waiting]
+        self.finished = 0
         return Batch(finished, self._pixels[:0])
 
 
