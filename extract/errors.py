@@ -17,6 +17,7 @@ __all__ = [
     "PairError",
     "PreprocessError",
     "RemovalRefusedError",
+    "SourceLostError",
     "TraceError",
     "UnknownLayerError",
     "UnpoolableLayerError",
@@ -24,7 +25,7 @@ __all__ = [
     "did_you_mean",
 ]
 
-ImageErrorKind = Literal["read", "decode", "too-large", "unsupported", "value"]
+ImageErrorKind = Literal["read", "transient", "decode", "too-large", "unsupported", "value"]
 
 
 class ExtractError(Exception):
@@ -69,8 +70,9 @@ class ImageError(ExtractError, ValueError):
     Parameters
     ----------
     kind
-        ``read`` (the file system refuses), ``decode`` (not a whole image), ``too-large``,
-        ``unsupported`` (pixels without a policy), or ``value`` (a feature that the dtype cannot hold).
+        ``read`` (the file system refuses), ``transient`` (it may do so no more in a minute: tried again by every
+        run), ``decode`` (not a whole image), ``too-large``, ``unsupported`` (pixels without a policy), or
+        ``value`` (a feature that the dtype cannot hold).
     reason
         Short and the same on every run: no addresses, no paths.
     """
@@ -82,6 +84,20 @@ class ImageError(ExtractError, ValueError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class SourceLostError(ExtractError, OSError):
+    """File after file cannot be read, for reasons that lie in the disk or the network, not in the files."""
+
+    def __init__(self, image_id: str, reason: str, *, failures: int) -> None:
+        self.image_id, self.reason, self.failures = image_id, reason, failures
+        super().__init__(image_id, reason, failures)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.failures} files in a row could not be read, the last one {self.image_id!r} ({self.reason}): the "
+            f"source is not there; what is finished is kept, so run again when it is back"
+        )
 
 
 class RemovalRefusedError(ExtractError, ValueError):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +19,17 @@ from icecore.store import (
     FeatureStore,
     Plan,
     Scan,
-    WorkGroup,
+    SourceImage,
     Writer,
     plan_sync,
     scan_folder,
 )
 
 from .backbone import Backbone, load_backbone
-from .errors import RemovalRefusedError
+from .errors import RemovalRefusedError, SourceLostError
 from .images import MAX_PIXELS
 from .layers import columns_for, resolve_layers
-from .pipeline import read_batches
+from .pipeline import Batch, Failed, Row, default_threads, read_batches
 from .preprocess import Preprocess
 from .recording import Progress, Tally, fail_image, record_batch
 from .report import ExtractReport
@@ -107,7 +106,8 @@ def extract_images(
     batch_size
         Images of a forward pass; shorter batches are padded to it.
     threads
-        Decoding threads; 0 decodes between the passes. Default: one a processor.
+        Decoding threads; 0 decodes between the passes. Default: one for each processor that the process may
+        use, at most 32.
     extensions
         File name endings taken for images.
     max_pixels
@@ -133,14 +133,17 @@ def extract_images(
     Raises
     ------
     ExtractError
-        Before anything is written: backbone, weights, layers, preprocessing or device are not as they must be, or
-        too many images vanished (RemovalRefusedError).
+        Before the store is touched: backbone, weights, layers, preprocessing or device are not as they must be.
+    RemovalRefusedError
+        When too many images vanished; nothing but the empty set, where it is new, has been made.
+    SourceLostError
+        When file after file cannot be read because the source has gone; what was computed until then is kept.
     StoreError
         When the folder cannot be listed or holds no images, or the store is locked or damaged.
     ValueError
         When a pooling, dtype or number is out of range.
     """
-    threads = (os.cpu_count() or 1) if threads is None else threads
+    threads = default_threads() if threads is None else threads
     if not 0 <= max_removed <= 1 or batch_size < 1 or threads < 0:
         found = f"max_removed {max_removed}, batch_size {batch_size}, threads {threads}"
         raise ValueError(f"expected max_removed from 0 to 1, batch_size above 0, threads 0 or more; found {found}")
@@ -194,8 +197,14 @@ def _run(
         for image, reason in plan.broken:
             fail_image(writer, tally, image, "read", reason)
         tally.add(len(plan.broken))
-        for group in plan.groups:
-            _extract_group(writer, group, task, tally)
+        try:
+            strays: list[SourceImage] = []
+            for group in plan.groups:
+                strays += _extract(writer, group.images, group.columns, task, tally)
+            _extract(writer, strays, task.columns, task, tally)
+        except SourceLostError:
+            writer.commit()
+            raise
         writer.remove(plan.gone)
     return _report(
         task,
@@ -210,25 +219,44 @@ def _run(
     )
 
 
-def _extract_group(writer: Writer, group: WorkGroup, task: _Task, tally: Tally) -> None:
-    """Read the images of a group and forward those whose content lacks its columns."""
+def _extract(
+    writer: Writer, images: Iterable[SourceImage], columns: Sequence[Column], task: _Task, tally: Tally
+) -> list[SourceImage]:
+    """Read images and forward those whose content lacks the columns.
+
+    Gives the images that must be read for all columns instead: their files have changed since the plan was made,
+    and their new content lacks others, too. Nothing is recorded of these.
+    """
     trunk: Trunk | None = None  # made for the first batch that has rows
+    others = [column for column in task.columns if column not in columns]
+    strays: list[SourceImage] = []
     batches = read_batches(
-        group.images,
+        images,
         preprocess=task.backbone.preprocess,
         batch_size=task.batch_size,
         threads=task.threads,
-        is_known=lambda content: writer.is_known(content, group.columns),
+        is_known=lambda content: writer.is_known(content, columns),
         max_pixels=task.max_pixels,
     )
     with closing(batches):  # before the writer closes, which the threads ask
-        for batch in batches:
+        for whole in batches:
+            batch = _without_strays(whole, strays, writer, others) if others else whole
             features: Mapping[Column, np.ndarray] = {}
             if batch.rows:
-                trunk = trunk or _trunk(task, group.columns)
+                trunk = trunk or _trunk(task, columns)
                 features = trunk.forward(batch.pixels)
             record_batch(writer, batch, features, tally)
             tally.add(len(batch.outcomes))
+    return strays
+
+
+def _without_strays(batch: Batch, strays: list[SourceImage], writer: Writer, others: Sequence[Column]) -> Batch:
+    """Move the images of a batch whose content lacks the other columns to ``strays``."""
+    ours = [isinstance(o, Failed) or writer.is_known(o.content, others) for o in batch.outcomes]
+    strays += [o.image for o, stays in zip(batch.outcomes, ours, strict=True) if not stays]
+    kept = [stays for o, stays in zip(batch.outcomes, ours, strict=True) if isinstance(o, Row)]
+    outcomes = tuple(o for o, stays in zip(batch.outcomes, ours, strict=True) if stays)
+    return batch if all(ours) else Batch(outcomes, batch.pixels[kept])
 
 
 def _trunk(task: _Task, columns: Sequence[Column]) -> Trunk:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +12,7 @@ from icecore.store import Column, SourceImage
 from .backbone import Backbone
 from .errors import ImageError
 from .images import MAX_PIXELS
-from .pipeline import Failed, read_batches
+from .pipeline import Failed, default_threads, read_batches
 from .trunk import Trunk
 
 __all__ = ["features_of"]
@@ -55,6 +54,8 @@ def features_of(
     ------
     DeviceError, WeightsError
         As ``Trunk``, before the first image.
+    SourceLostError
+        As ``read_batches``.
     """
     paths = [Path(image) for image in images]
     size = max(1, min(batch_size, len(paths)))
@@ -63,7 +64,7 @@ def features_of(
         [SourceImage(id=str(path), path=path, size=0, mtime_ns=0, ctime_ns=0) for path in paths],
         preprocess=backbone.preprocess,
         batch_size=size,
-        threads=(os.cpu_count() or 1) if threads is None else threads,
+        threads=default_threads() if threads is None else threads,
         max_pixels=max_pixels,
     )
     with closing(batches):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -18,6 +19,16 @@ MAX_BYTES = 1 << 29
 """largest file that is read, 512 MiB: more than any image within the pixel limit needs"""
 
 _TRIES = 3
+# What a disk, a network share or this process may say for a while; absent names are another system's.
+_TRANSIENT = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EAGAIN", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EREMOTEIO", "ESTALE", "ETIMEDOUT"),
+        *("ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"),
+        *("ENOTCONN", "ESHUTDOWN"),
+    )
+    if hasattr(errno, name)
+)
 # O_NONBLOCK: a named pipe called photo.jpg must not stop the job; both flags are absent on some systems.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -39,8 +50,8 @@ def read_image_file(image: SourceImage) -> FileBytes:
     Raises
     ------
     ImageError
-        Of kind ``read`` when the file system refuses, the file is not a regular one, or it changes again
-        and again; ``too-large`` above 512 MiB.
+        Of kind ``read`` when the file system refuses or the file is not a regular one; ``transient`` when the
+        disk does not answer or the file changes again and again; ``too-large`` above 512 MiB.
     """
     try:
         for _ in range(_TRIES):
@@ -49,8 +60,8 @@ def read_image_file(image: SourceImage) -> FileBytes:
                 fresh = replace(image, size=after.st_size, mtime_ns=after.st_mtime_ns, ctime_ns=after.st_ctime_ns)
                 return FileBytes(fresh, data, hashlib.sha256(data).digest())
     except OSError as exc:
-        raise ImageError("read", _words(exc)) from exc
-    raise ImageError("read", "file changes while being read")
+        raise ImageError("transient" if exc.errno in _TRANSIENT else "read", _words(exc)) from exc
+    raise ImageError("transient", "file changes while being read")
 
 
 def _read(image: SourceImage) -> tuple[os.stat_result, bytes, os.stat_result]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from icecore.store import Column, SourceImage, Writer
 
-from .pipeline import Batch, Failed, Linked, Row
+from .pipeline import Batch, Failed, Linked
 from .report import FailedImage
 
 __all__ = ["Progress", "Tally", "fail_image", "record_batch"]
@@ -31,6 +31,8 @@ class Tally:
     """images whose content was known"""
     done: int = 0
     """images with an outcome"""
+    refused: dict[bytes, str] = field(default_factory=dict)
+    """contents with a value that a column cannot hold, with the reason"""
     failures: list[FailedImage] = field(default_factory=list)
     """images that gave no features"""
 
@@ -44,23 +46,27 @@ class Tally:
 def record_batch(writer: Writer, batch: Batch, features: Mapping[Column, np.ndarray], tally: Tally) -> None:
     """Append the rows, then tell what lay between them: links may point to these rows."""
     rows = batch.rows
-    refused: dict[bytes, str] = {}
+    refused: dict[bytes, int] = {}
     if rows:
         refusals = writer.append([row.image for row in rows], [row.content for row in rows], features)
         reasons = {refusal.image.id: refusal.reason for refusal in refusals}
-        refused = {row.content: reasons[row.image.id] for row in rows if row.image.id in reasons}
+        refused = {row.content: n for n, row in enumerate(rows) if row.image.id in reasons}
+        tally.refused |= {content: reasons[rows[n].image.id] for content, n in refused.items()}
     tally.forwarded += len(rows)
     for outcome in batch.outcomes:
         match outcome:
-            case Row(image, content) if content in refused:  # recorded by append
-                tally.failures.append(FailedImage(image.id, "value", refused[content]))
-            case Linked(image, content) if content in refused:
-                fail_image(writer, tally, image, "value", refused[content])
-            case Linked(image, content):
-                writer.link(image, content)
-                tally.linked += 1
             case Failed(image, error):
                 fail_image(writer, tally, image, error.kind, error.reason)
+                continue
+            case Linked(image, content) if content in refused:  # not a link: it may have no column that fits
+                n = refused[content]
+                writer.append([image], [content], {column: values[n : n + 1] for column, values in features.items()})
+            case Linked(image, content):
+                writer.link(image, content)
+        if outcome.content in tally.refused:
+            tally.failures.append(FailedImage(outcome.image.id, "value", tally.refused[outcome.content]))
+        else:
+            tally.linked += isinstance(outcome, Linked)
 
 
 def fail_image(writer: Writer, tally: Tally, image: SourceImage, kind: str, reason: str) -> None:

@@ -17,7 +17,7 @@ class FailedImage:
     id: str
     """path relative to the source folder"""
     kind: str
-    """``read``, ``decode``, ``too-large``, ``unsupported`` or ``value``"""
+    """``read``, ``transient``, ``decode``, ``too-large``, ``unsupported`` or ``value``"""
     reason: str
     """what was found"""
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from icecore.extract import ExtractReport, Preprocess, extract_images
+from icecore.extract.trunk import Trunk
+from icecore.store import FeatureStore
 from PIL import Image
+
+Extract = Callable[..., ExtractReport]
+SMALL = Preprocess(resize=32, crop=32)
 
 NETWORK = """
 import torch
@@ -100,3 +108,58 @@ def noise() -> Callable[..., Image.Image]:
         return Image.fromarray(pixels)
 
     return noise
+
+
+@pytest.fixture
+def photos(tmp_path: Path, noise: Callable[..., Image.Image], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nine images in two folders; ``b/copy.png`` repeats ``a/1.png``."""
+    folder = tmp_path / "photos"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+    for n in range(8):
+        noise(40 + n, 36, seed=n).save(folder / ("a" if n < 4 else "b") / f"{n}.png")
+    shutil.copy(folder / "a/1.png", folder / "b/copy.png")
+    monkeypatch.setattr("icecore.store.plan.RACY_NS", 0)  # else every file is too fresh to be trusted for 2 s
+    return folder
+
+
+@pytest.fixture
+def extract(tmp_path: Path, photos: Path, own_net: str) -> Extract:
+    def extract(**options: Any) -> ExtractReport:
+        settings: dict[str, Any] = {
+            "backbone_name": own_net,
+            "weights": None,
+            "layers": ["block2"],
+            "preprocess": SMALL,
+            "dtype": "float32",
+            "device": "cpu",
+            "batch_size": 4,
+            "threads": 2,
+        }
+        return extract_images(tmp_path / "store", "photos", photos, **{**settings, **options})
+
+    return extract
+
+
+@pytest.fixture
+def matrix(tmp_path: Path) -> Callable[..., tuple[list[str], np.ndarray]]:
+    def matrix(*layers: str) -> tuple[list[str], np.ndarray]:
+        with FeatureStore.open(tmp_path / "store") as store:
+            ids, X = store["photos"].matrix(list(layers) or ["block2"])
+            return ids, np.array(X)
+
+    return matrix
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of images of each forward pass."""
+    seen: list[int] = []
+    plain = Trunk.forward
+
+    def counting(self: Trunk, pixels: np.ndarray) -> Any:
+        seen.append(len(pixels))
+        return plain(self, pixels)
+
+    monkeypatch.setattr(Trunk, "forward", counting)
+    return seen
