@@ -34,6 +34,8 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_WIDE_GREY = frozenset({"PNG", "PPM"})
+"""formats in which Pillow's mode I holds 16 bits; in others it holds 32, of which nobody says how many are used"""
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -126,9 +128,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey to 8 bits by dropping the low byte; Pillow's own conversion clips at 255."""
     values = np.asarray(image)  # (H, W), 16 or 32 bits
+    if values.dtype.itemsize > 2 and image.format not in _WIDE_GREY:
+        raise ImageError("unsupported", "32-bit integer pixels have no fixed range")
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ImageError("unsupported", "integer pixels beyond 16 bits have no fixed range")
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    grey = (values >> 8).astype(np.uint8)
+    if isinstance(transparent := image.info.get("transparency"), int):  # all 16 bits count
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from icecore.store.durable import write_bytes
 from torch import Tensor, nn
 
 from .builders import find_builder
@@ -47,7 +49,7 @@ def pretrain(
     device: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PretrainReport:
-    """Train a torchvision model on labelled images and save its weights.
+    """Train a torchvision model on labelled images and save its weights; torch's random state stays as it was.
 
     AdamW under a one-cycle schedule (Smith & Topin 2018), label smoothing 0.1, random shifts of up to an eighth of
     the side. Weights of the classifier are saved too; extraction ignores what lies beyond its deepest layer.
@@ -59,7 +61,7 @@ def pretrain(
     images, labels
         Image files, and the class of each as an integer from 0.
     out
-        ``.safetensors`` file to write.
+        ``.safetensors`` file to write; it appears whole or not at all.
     preprocess
         Size and normalisation.
     epochs, batch_size, learning_rate, seed, device
@@ -74,24 +76,38 @@ def pretrain(
     ImageError
         When an image cannot be read.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if len(images) != len(labels) or len(images) < batch_size:
         raise ValueError(
             f"pretrain: {len(images)} images, {len(labels)} labels; give one each, and at least {batch_size}"
         )
     where = choose_device(device)
-    torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+        torch.manual_seed(seed)
+        net, report = _train(name, images, labels, preprocess, where, epochs, batch_size, learning_rate, seed, progress)
+    tensors = {key: tensor.cpu().contiguous() for key, tensor in net.state_dict().items()}
+    write_bytes(out, save(tensors))
+    return report
+
+
+def _train(
+    name: str,
+    images: Sequence[Path],
+    labels: Sequence[int],
+    preprocess: Preprocess,
+    where: torch.device,
+    *schedule: Any,
+) -> tuple[nn.Module, PretrainReport]:
     net = find_builder(name).build({"num_classes": max(labels) + 1}).requires_grad_(True).to(where)
     pixels = _pixels(images, preprocess).to(where)  # (N, 3, H, W)
     classes = torch.tensor(labels, device=where)  # (N,)
-    loss = _fit(net, pixels, classes, epochs, batch_size, learning_rate, seed, progress)
+    loss = _fit(net, pixels, classes, *schedule)
     net.eval()
     with torch.inference_mode():
         called = torch.cat([net(chunk).argmax(1) for chunk in torch.split(pixels, 256)])
-    save_file({key: tensor.cpu().contiguous() for key, tensor in net.state_dict().items()}, out)
     accuracy = float((called == classes).float().mean())
-    return PretrainReport(loss, accuracy, sum(p.numel() for p in net.parameters()))
+    return net, PretrainReport(loss, accuracy, sum(p.numel() for p in net.parameters()))
 
 
 def _pixels(images: Sequence[Path], preprocess: Preprocess) -> Tensor:

@@ -110,12 +110,24 @@ def test_16_bit_grey_is_scaled_not_clipped(form: str, encode: Encode) -> None:
     np.testing.assert_array_equal(pixels[..., 1], pixels[..., 2])
 
 
-def test_big_endian_and_32_bit_grey_are_scaled_alike(encode: Encode) -> None:
-    ramp = np.full((4, 4), 0x4321, np.int32)
-    assert corner(encode(Image.fromarray(ramp), "TIFF")) == (0x43,) * 3
-    big = Image.frombytes("I;16B", (4, 4), ramp.astype(">u2").tobytes())
+def test_big_endian_and_portable_16_bit_grey_are_scaled_alike(encode: Encode) -> None:
+    big = Image.frombytes("I;16B", (4, 4), np.full((4, 4), 0x4321, ">u2").tobytes())
     assert corner(encode(big, "TIFF")) == (0x43,) * 3
     assert corner(b"P5 2 1 65535\n\x43\x21\x00\x00") == (0x43,) * 3
+
+
+@pytest.mark.parametrize("top", [255, 0x4321, 1 << 20])
+def test_32_bit_integers_are_refused_because_their_range_is_not_told(top: int, encode: Encode) -> None:
+    image = Image.fromarray(np.full((4, 4), top, np.int32))
+    with pytest.raises(ImageError, match="32-bit integer pixels have no fixed range") as caught:
+        decode_image(encode(image, "TIFF"))
+    assert caught.value.kind == "unsupported"
+
+
+def test_the_transparent_value_of_16_bit_grey_is_laid_over_white(encode: Encode) -> None:
+    values = np.array([[0x4321, 0x4322], [0, 0xFFFF]], np.uint16)
+    found = np.asarray(decode_image(encode(Image.fromarray(values), "PNG", transparency=0x4321)))
+    np.testing.assert_array_equal(found[..., 0], [[255, 0x43], [0, 255]])
 
 
 def test_cmyk_is_converted_as_pillow_does(noise: Noise, encode: Encode) -> None:
