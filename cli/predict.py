@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -102,35 +103,31 @@ def predict_images(
     """
     import numpy as np
     from icecore.extract import ImageError, features_of
-    from icecore.store import Column
 
-    backbone = _backbone(bundle, weights)
-    columns = tuple(Column.from_json(spec, spec["width"]) for spec in bundle.card["columns"])
-    for start in range(0, len(images), BATCH):
-        found = list(
-            features_of(
-                backbone,
-                columns,
-                images[start : start + BATCH],
-                device=device,
-                precision=bundle.contract.precision,
-                batch_size=batch_size,
-                threads=threads,
-            )
-        )
+    stream = features_of(
+        _backbone(bundle, weights),
+        bundle.columns,
+        images,
+        device=device,
+        precision=bundle.contract.precision,
+        batch_size=batch_size,
+        threads=threads,
+    )
+    done = 0
+    while found := list(islice(stream, BATCH)):
         good = [features for _, features in found if not isinstance(features, ImageError)]
-        scores: list[np.ndarray] = []
+        scores: Iterator[np.ndarray] = iter(())
         if good:
-            joined = {column.name: np.stack([features[column] for features in good]) for column in columns}
-            scores = list(bundle.predict_proba(joined))
-        remaining = iter(scores)
+            joined = {column.name: np.stack([features[column] for features in good]) for column in bundle.columns}
+            scores = iter(bundle.predict_proba(joined))
         for path, features in found:
             if isinstance(features, ImageError):
                 yield os.fspath(path), "", (), f"{features.reason} ({features.kind})"
             else:
-                proba = next(remaining)
+                proba = next(scores)
                 yield os.fspath(path), bundle.classes[int(proba.argmax())], proba.tolist(), ""
-        progress(min(start + BATCH, len(images)), len(images))
+        done += len(found)
+        progress(done, len(images))
 
 
 def _backbone(bundle: Bundle, weights: str | None) -> Backbone:

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import serial
 from .bundle_format import CARD, FORMAT, FORMAT_VERSION, SKOPS_MODEL, STEPS, XGBOOST_MODEL, file_sha256, seal
 from .errors import BundleError, FeatureMismatchError
+from .metrics import as_probabilities
 
 __all__ = ["Bundle", "load_bundle"]
 
@@ -70,7 +71,7 @@ class Bundle:
         X = self._join(features)
         if not len(X):
             return np.zeros((0, len(self.classes)))
-        return np.asarray(self.model.predict_proba(self.steps.transform(X)), dtype=np.float64)
+        return as_probabilities(self.model.predict_proba(self.steps.transform(X)))
 
     def predict(self, features: Mapping[str, ArrayLike] | ArrayLike) -> list[str]:
         """Give the label of the largest probability for each image, the first class on ties.

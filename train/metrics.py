@@ -21,6 +21,7 @@ __all__ = [
     "ClassScore",
     "Evaluation",
     "Metric",
+    "as_probabilities",
     "evaluate",
     "majority_baseline",
     "metric_score",
@@ -93,6 +94,18 @@ class Evaluation:
             "per_class": [vars(row) for row in self.per_class],
             "confusion": [list(row) for row in self.confusion],
         }
+
+
+def as_probabilities(scores: Any) -> Floats:
+    """Give a model's probabilities in float64 with rows that sum to 1: float32 models do so only to within 1e-7.
+
+    Parameters
+    ----------
+    scores : (n, k) floating point
+        Probabilities as the model gives them.
+    """
+    proba: Floats = np.asarray(scores, dtype=np.float64)
+    return proba / proba.sum(axis=1, keepdims=True)
 
 
 def evaluate(y: Ints, proba: Floats, classes: Sequence[str]) -> Evaluation:

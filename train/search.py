@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .calibration import Calibrated, fit_temperature, out_of_fold_scores, scaled_softmax
 from .folds import Fold
-from .metrics import Metric, metric_score, rank_of, sign_of
+from .metrics import Metric, as_probabilities, metric_score, rank_of, sign_of
 from .models import BuildOptions, ModelSpec
 from .solving import convergence_notes, folds_in_threads
 
@@ -60,9 +60,9 @@ class Fitted:
     notes: tuple[str, ...]
     """solvers that did not converge"""
 
-    def predict_proba(self, X: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+    def predict_proba(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         """Give the probability of each class, (n, k), for raw features (n, D)."""
-        return np.asarray(self.model.predict_proba(self.steps.transform(X)))
+        return as_probabilities(self.model.predict_proba(self.steps.transform(X)))
 
 
 def search_setting(
