@@ -96,7 +96,7 @@ class Evaluation:
         }
 
 
-def as_probabilities(scores: Any) -> Floats:
+def as_probabilities(scores: Any) -> NDArray[np.float64]:
     """Give a model's probabilities in float64 with rows that sum to 1: float32 models do so only to within 1e-7.
 
     Parameters
@@ -104,8 +104,9 @@ def as_probabilities(scores: Any) -> Floats:
     scores : (n, k) floating point
         Probabilities as the model gives them.
     """
-    proba: Floats = np.asarray(scores, dtype=np.float64)
-    return proba / proba.sum(axis=1, keepdims=True)
+    proba = np.array(scores, dtype=np.float64)
+    proba /= proba.sum(axis=1, keepdims=True)
+    return proba
 
 
 def evaluate(y: Ints, proba: Floats, classes: Sequence[str]) -> Evaluation:
