@@ -35,9 +35,9 @@ class FeatureStore:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self._local = threading.local()
         self._opened: list[tuple[int, sqlite3.Connection]] = []
+        self.path = path
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -76,6 +76,9 @@ class FeatureStore:
                 db.close()
         self._opened.clear()
         self._local = threading.local()
+
+    def __del__(self) -> None:
+        self.close()
 
     @property
     def db(self) -> sqlite3.Connection:
