@@ -175,9 +175,8 @@ def _report(runs: dict[str, list[Run]], cosine: float, options: argparse.Namespa
         print(f"mobilenet_v2, {len(LAYERS)} layers, {options.images} photos, fp32, medians of {options.rounds}")
         for side, m in medians.items():
             rate = options.images / m["seconds"]
-            print(
-                f"  {side:10} {m['seconds']:7.2f} s {rate:7.1f} img/s {m['peak_mib']:7.0f} MiB {m['bytes']:12,.0f} bytes"
-            )
+            sizes = f"{m['peak_mib']:7.0f} MiB {m['bytes']:12,.0f} bytes"
+            print(f"  {side:10} {m['seconds']:7.2f} s {rate:7.1f} img/s {sizes}")
         print(f"  icecore is {ratio:.2f} times as fast as the better script; worst cosine {cosine:.7f}")
         for goal, met in goals.items():
             print(f"  {'met   ' if met else 'MISSED'} {goal}")

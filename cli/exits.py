@@ -71,6 +71,8 @@ class Outcome:
     """the result for people, printed on stdout"""
     error: str = ""
     """what went wrong, printed on stderr"""
+    transient: bool = False
+    """a failure that may pass by itself: a disk that did not answer"""
 
     @property
     def meaning(self) -> str:
@@ -83,7 +85,7 @@ class Outcome:
             "command": command,
             "exit_code": int(self.code),
             "outcome": self.meaning,
-            "retryable": self.code in RETRYABLE,
+            "retryable": self.code in RETRYABLE or self.transient,
         }
         if self.error:
             result["error"] = self.error
@@ -101,6 +103,8 @@ def outcome_of_error(exc: BaseException) -> Outcome | None:
         return Outcome(Exit.CONFIG_INVALID, error=str(exc))
     if isinstance(exc, StoreError) and not isinstance(exc, SourceError):
         return Outcome(Exit.STORE_INVALID, error=str(exc))
+    if "SourceLostError" in kinds:
+        return Outcome(Exit.FAILED, error=str(exc), transient=True)
     if isinstance(exc, SourceError) or kinds & {"ExtractError", "TrainError"}:
         return Outcome(Exit.FAILED, error=str(exc))
     if isinstance(exc, sqlite3.OperationalError):  # full, busy, read-only

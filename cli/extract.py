@@ -90,7 +90,8 @@ def _facts(report: ExtractReport) -> dict[str, Any]:
         "version": report.version,
         **{name: getattr(plan, name) for name in _COUNTS},
         "to_read": plan.to_read,
-        "gone": len(plan.gone),
+        "gone": plan.vanished,
+        "uncovered": report.uncovered,
         "forwarded": report.forwarded,
         "linked": report.linked,
         "removed": report.removed,
@@ -123,8 +124,8 @@ def _plan_text(report: ExtractReport) -> str:
     lines += [f"  {getattr(plan, name):>8,}  {meaning}" for name, meaning in told.items() if getattr(plan, name)]
     if plan.broken:
         lines.append(f"  {len(plan.broken):>8,}  links or special files that cannot be read")
-    if plan.gone:
-        lines.append(f"  {len(plan.gone):>8,}  gone from the folder")
+    if plan.vanished:
+        lines.append(f"  {plan.vanished:>8,}  gone from the folder")
     columns = ", ".join(f"{column.name} ({column.width})" for column in report.columns)
     return "\n".join(
         [*lines, f"  columns: {columns}", f"  on {report.device}, {report.precision}; nothing was written"]
@@ -155,6 +156,8 @@ def _done_text(report: ExtractReport) -> str:
         if report.forwarded:
             rate = f"{report.images_per_second:.1f} images/s"
             lines.append(f"  {report.seconds:.1f} s, {rate} on {report.device}, {report.precision}")
+    if report.uncovered:
+        lines.append(f"  readers stay at what they saw before: {report.uncovered:,} images lack features of this run")
     if plan.failed:
         lines.append(f"  {plan.failed:,} failed before and were left alone; --retry-failed tries them again")
     lines += [f"  failed: {one_line(f.id)}: {f.reason} ({f.kind})" for f in report.failures[:20]]

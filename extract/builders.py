@@ -83,8 +83,9 @@ class Builder:
             with torch.random.fork_rng(devices=[]), _EmptyOnMeta() if meta else nullcontext():
                 torch.manual_seed(0)
                 network = self.function(**quiet, **arguments)
-        except TypeError as exc:
-            raise BackboneNotFoundError(f"{self.name}: cannot be built with {dict(arguments)}: {exc}") from exc
+        except (TypeError, ValueError, RuntimeError, AssertionError) as exc:  # what builders raise for arguments
+            why = str(exc).partition("\n")[0] or type(exc).__name__
+            raise BackboneNotFoundError(f"{self.name}: cannot be built with {dict(arguments)}: {why}") from exc
         if not isinstance(network, torch.nn.Module):
             kind = type(network).__name__
             raise BackboneNotFoundError(f"{self.name}: gives a {kind}, expected a torch.nn.Module")

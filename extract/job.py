@@ -212,7 +212,8 @@ def _run(
         plan,
         forwarded=tally.forwarded,
         linked=tally.linked,
-        removed=len(plan.gone),
+        removed=plan.vanished,
+        uncovered=writer.uncovered,
         failures=tuple(tally.failures),
         version=store[set_name].version if set_name in store.sets() else None,
         seconds=time.monotonic() - began,
@@ -264,9 +265,8 @@ def _trunk(task: _Task, columns: Sequence[Column]) -> Trunk:
 
 
 def _refuse_removal(set_name: str, folder: object, plan: Plan, max_removed: float) -> None:
-    gone, total = len(plan.gone), plan.total
-    if gone > max_removed * max(total, gone):
-        raise RemovalRefusedError(set_name, folder, gone=gone, total=total, limit=max_removed)
+    if plan.vanished > max_removed * plan.total:
+        raise RemovalRefusedError(set_name, folder, gone=plan.vanished, total=plan.total, limit=max_removed)
 
 
 def _versions() -> dict[str, str]:

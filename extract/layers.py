@@ -81,6 +81,8 @@ def list_layers(
     values = builder.arguments(recipe) if arguments is None else arguments
     side = size or (Preprocess.from_transforms(recipe.transforms()).crop if recipe is not None else 224)
     network = builder.build(values, meta=builder.is_torchvision)
+    if size is not None:
+        network = builder.build_for_size(values, network, side)
     return describe_layers(network, size=side, larger=builder.build_for_size(values, network, 2 * side))
 
 

@@ -46,21 +46,16 @@ class Tally:
 def record_batch(writer: Writer, batch: Batch, features: Mapping[Column, np.ndarray], tally: Tally) -> None:
     """Append the rows, then tell what lay between them: links may point to these rows."""
     rows = batch.rows
-    refused: dict[bytes, int] = {}
     if rows:
         refusals = writer.append([row.image for row in rows], [row.content for row in rows], features)
         reasons = {refusal.image.id: refusal.reason for refusal in refusals}
-        refused = {row.content: n for n, row in enumerate(rows) if row.image.id in reasons}
-        tally.refused |= {content: reasons[rows[n].image.id] for content, n in refused.items()}
+        tally.refused |= {row.content: reasons[row.image.id] for row in rows if row.image.id in reasons}
     tally.forwarded += len(rows)
     for outcome in batch.outcomes:
         match outcome:
             case Failed(image, error):
                 fail_image(writer, tally, image, error.kind, error.reason)
                 continue
-            case Linked(image, content) if content in refused:  # not a link: it may have no column that fits
-                n = refused[content]
-                writer.append([image], [content], {column: values[n : n + 1] for column, values in features.items()})
             case Linked(image, content):
                 writer.link(image, content)
         if outcome.content in tally.refused:

@@ -46,6 +46,8 @@ class ExtractReport:
     """images that went through the network"""
     linked: int = 0
     """images whose content had its features already: moved, copied or merely touched"""
+    uncovered: int = 0
+    """images without features that keep readers at another generation or an earlier version"""
     removed: int = 0
     """images that the folder has no more"""
     failures: tuple[FailedImage, ...] = ()

@@ -194,7 +194,7 @@ class Writer:
             When the content has none in this generation.
         """
         with self._lock:
-            if not self._held(content):
+            if not self._committed(content, refused=True) | self._buffers.columns_of(content):
                 raise ValueError(f"link: the content of {image.id!r} has no features in this generation")
             self._buffers.add(image, content, {}, {})
             if self._full():

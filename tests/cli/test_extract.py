@@ -204,3 +204,10 @@ def test_other_weights_under_the_same_set_begin_a_generation_of_their_own(
         now = store["photos"]
         assert now.generation != generation
         assert (now.matrix("features.3").X != X).any()
+
+
+def test_arguments_that_a_builder_refuses_are_told(icecore: Icecore, project: Any, write_photos: Any) -> None:
+    write_photos(project.photos)
+    done = icecore("extract", project.config, "--set", "backbone.arguments={dropout=7}")
+    assert done.code == 4
+    assert "cannot be built with {'dropout': 7}" in done.told

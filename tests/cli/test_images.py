@@ -340,3 +340,13 @@ def test_a_folder_that_cannot_be_listed_stops_the_job_and_removes_nothing(icecor
     assert done.code == 1
     assert "train: cannot be listed (Permission denied); nothing was changed" in done.told
     assert len(features(trained)) == 18
+
+
+def test_failures_that_are_gone_do_not_count_as_images_of_the_set_that_vanished(
+    icecore: Icecore, project: Any, noisy: Noisy
+) -> None:
+    noisy(1).save(project.photos / "good.png")
+    (project.photos / "bad.png").write_bytes(b"")
+    assert icecore("extract", project.config).code == 5
+    (project.photos / "bad.png").unlink()
+    assert icecore("extract", project.config).code == 0

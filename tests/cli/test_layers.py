@@ -75,3 +75,9 @@ def test_what_is_not_there_is_named_with_what_was_meant(
 def test_one_page_of_text_for_people_and_one_line_for_machines(icecore: Icecore) -> None:
     assert len(icecore("layers", "squeezenet1_1").out.splitlines()) > 50
     assert len(icecore("layers", "squeezenet1_1", "--json").out.splitlines()) == 1
+
+
+def test_a_size_that_a_transformer_cannot_have_is_told(icecore: Icecore) -> None:
+    done = icecore("layers", "vit_b_16", "--size", "225")
+    assert done.code == 4
+    assert "vit_b_16: cannot be built with {'image_size': 225}" in done.told

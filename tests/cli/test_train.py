@@ -196,3 +196,12 @@ def test_text_and_json_tell_the_same(icecore: Icecore, trained: Any) -> None:
     bundle = told.text.splitlines()[-1].removeprefix("bundle ")
     assert (Path(bundle) / "card.json").is_file()
     assert Path(facts.outcome["bundles"][0]).is_dir()
+
+
+def test_the_cure_named_for_labels_without_a_split_works(icecore: Icecore, trained: Any) -> None:
+    done = icecore("train", trained.config, "--set", "labels.layout=label")
+    assert done.code == 1
+    found = re.search(r'\((split\.\w+) = "(\w+)"\)', done.told)
+    assert found
+    cure = f"{found[1]}={found[2]}"
+    assert icecore("train", trained.config, "--set", "labels.layout=label", "--set", cure).code == 0

@@ -149,6 +149,10 @@ def test_a_layer_that_refuses_a_value_leaves_the_other_layers_alone(
             w.append([image(name)], [digest(text)], {late: values})
         w.link(image("copy.jpg"), digest("picture 4"))
         assert w.is_known(digest("picture 4"), [late]), "what was refused is not computed again"
+        w.commit()
+        w._retries = True
+        assert not w.is_known(digest("picture 4"), [late]), "but on request"
+        w.link(image("copy.jpg"), digest("picture 4"))
     photos = store["photos"]
     assert "004.jpg" in photos.matrix("layer4").ids
     assert "004.jpg" not in photos.matrix("layer2").ids
