@@ -59,7 +59,7 @@ def test_all_shows_what_cannot_be_pooled_and_why(icecore: Icecore) -> None:
         (("",), 4, "no backbone ''"),
         (("resnet18", "laier4"), 4, "backbone resnet18 has no layer 'laier4'; did you mean 'layer4'?"),
         (("resnet18", "nosuch*"), 4, "backbone resnet18 has no layer 'nosuch*'; `icecore layers resnet18` lists its"),
-        (("vit_b_16", "--size", "232"), 1, "does not take images of 3 x 232 x 232"),
+        (("vit_b_16", "--size", "232"), 4, "vit_b_16: cannot be built with {'image_size': 232}"),
         (("os:getcwd",), 4, "os:getcwd: gives a str, expected a torch.nn.Module"),
         (("os:getcdw",), 4, "os has no function 'getcdw'"),
     ],
