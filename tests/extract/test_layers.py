@@ -77,7 +77,7 @@ def test_what_cannot_be_pooled_says_why() -> None:
 def test_another_input_size_gives_other_shapes() -> None:
     assert by_name("resnet18", size=64)["layer4"].shape == (512, 2, 2)
     assert by_name("vit_b_16", size=64)["encoder.ln"].shape == (17, 768)
-    with pytest.raises(BackboneNotFoundError, match="cannot be built with {'image_size': 200}"):
+    with pytest.raises(BackboneNotFoundError, match=r"cannot be built with {'image_size': 200}"):
         list_layers("vit_b_16", size=200)
 
 
