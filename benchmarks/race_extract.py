@@ -3,8 +3,8 @@
 Each side runs in a process of its own, alternating; medians are told. The clock starts after imports and ends when all
 features are on disk: icecore in its store, the script in one .npy a layer. Features are compared too.
 
-Goals: features agree (cosine at least 0.99999 for every image and layer), and icecore is at least as fast as the better
-of the script with 0 and with 2 workers, although it also hashes, records and syncs.
+Goals: features agree (cosine at least 0.99999 for every image and layer), and icecore is at least as fast as the best
+of the script with 0 or 2 workers and batches of 64 or 4, although it also hashes, records and syncs.
 
     python benchmarks/race_extract.py [--images 200] [--rounds 3] [--json] [--check]
 """
@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 
 LAYERS = ("features.6", "features.13", "features.18")
-SIDES = ("icecore", "script-0", "script-2")
-"""icecore, and the script with 0 and 2 workers"""
+SIDES = ("icecore", "script-0-64", "script-2-64", "script-0-4", "script-2-4")
+"""icecore with its defaults, and the script by workers and batch size"""
 
 Run = dict[str, float]
 
@@ -51,7 +51,7 @@ def main() -> int:
                 if number == 0:
                     _link_photos(assets / "data" / "flowers", folder / "photos", options.images)
                 runs[side].append(_spawn(side, folder))
-        cosine = _worst_cosine(Path(work) / "icecore", Path(work) / "script-0")
+        cosine = _worst_cosine(Path(work) / "icecore", Path(work) / "script-0-64")
     return _report(runs, cosine, options)
 
 
@@ -105,7 +105,7 @@ def _measure(side: str, folder: Path, weights: Path) -> Run:
     else:
         began = time.perf_counter()
         with torch.inference_mode():
-            _plain_script(folder / "photos", out, weights, workers=int(side[-1]))
+            _plain_script(folder / "photos", out, weights, *map(int, side.split("-")[1:]))
     seconds = time.perf_counter() - began
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
@@ -115,7 +115,7 @@ def _measure(side: str, folder: Path, weights: Path) -> Run:
     }
 
 
-def _plain_script(photos: Path, out: Path, weights: Path, *, workers: int) -> None:
+def _plain_script(photos: Path, out: Path, weights: Path, workers: int, batch_size: int) -> None:
     """What a good user writes: a Dataset, a DataLoader, create_feature_extractor, mean over the positions."""
     import torch
     from PIL import Image
@@ -139,7 +139,7 @@ def _plain_script(photos: Path, out: Path, weights: Path, *, workers: int) -> No
     net.load_state_dict(torch.load(weights, weights_only=True), strict=False)
     trunk = create_feature_extractor(net.eval(), list(LAYERS))
     found: dict[str, list[np.ndarray]] = {layer: [] for layer in LAYERS}
-    for batch in DataLoader(Photos(), batch_size=64, num_workers=workers):  # (B, 3, 224, 224)
+    for batch in DataLoader(Photos(), batch_size=batch_size, num_workers=workers):  # (B, 3, 224, 224)
         for layer, maps in trunk(batch).items():
             found[layer].append(maps.mean((2, 3)).numpy())
     out.mkdir()
@@ -164,9 +164,9 @@ def _report(runs: dict[str, list[Run]], cosine: float, options: argparse.Namespa
         side: {key: statistics.median(run[key] for run in measured) for key in measured[0]}
         for side, measured in runs.items()
     }
-    best = min(medians["script-0"]["seconds"], medians["script-2"]["seconds"])
+    best = min(m["seconds"] for side, m in medians.items() if side != "icecore")
     ratio = best / medians["icecore"]["seconds"]
-    goals = {"features agree": cosine >= 0.99999, "at least as fast as the better script": ratio >= 1.0}
+    goals = {"features agree": cosine >= 0.99999, "at least as fast as the best script": ratio >= 1.0}
     if options.json:
         print(
             json.dumps({"images": options.images, "medians": medians, "ratio": ratio, "cosine": cosine, "goals": goals})
@@ -176,8 +176,8 @@ def _report(runs: dict[str, list[Run]], cosine: float, options: argparse.Namespa
         for side, m in medians.items():
             rate = options.images / m["seconds"]
             sizes = f"{m['peak_mib']:7.0f} MiB {m['bytes']:12,.0f} bytes"
-            print(f"  {side:10} {m['seconds']:7.2f} s {rate:7.1f} img/s {sizes}")
-        print(f"  icecore is {ratio:.2f} times as fast as the better script; worst cosine {cosine:.7f}")
+            print(f"  {side:11} {m['seconds']:7.2f} s {rate:7.1f} img/s {sizes}")
+        print(f"  icecore is {ratio:.2f} times as fast as the best script; worst cosine {cosine:.7f}")
         for goal, met in goals.items():
             print(f"  {'met   ' if met else 'MISSED'} {goal}")
     return 1 if options.check and not all(goals.values()) else 0

@@ -115,8 +115,8 @@ class Compute(_Section):
     """auto, cpu, cuda or cuda:N; one that is not there is an error"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """arithmetic of the forward pass; part of the contract"""
-    batch_size: int = Field(64, ge=1, le=65_536)
-    """images a forward pass"""
+    batch_size: int | None = Field(None, ge=1, le=65_536)
+    """images a forward pass; by default 64 on CUDA, two a core on a CPU"""
     threads: int | None = Field(None, ge=0, le=1024)
     """decoding threads; the number of cores by default, 0 decodes in line"""
     max_pixels: int = Field(89_478_485, ge=1)

@@ -39,7 +39,9 @@ Prediction = tuple[str, str, Sequence[float], str]
 @click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), help="By the ending of --out, else csv.")
 @click.option("--weights", help="The backbone's weights, where they are no longer at the recorded place.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1, 65_536), help="Images a pass.")
+@click.option(
+    "--batch-size", type=click.IntRange(1, 65_536), help="Images a pass; by default 64 on CUDA, two a core on a CPU."
+)
 @click.option("--threads", type=click.IntRange(0, 1024), help="Decoding threads; the number of cores by default.")
 def predict(
     bundle: Path,
@@ -48,7 +50,7 @@ def predict(
     form: str | None,
     weights: str | None,
     device: str,
-    batch_size: int,
+    batch_size: int | None,
     threads: int | None,
 ) -> Outcome:
     """Label IMAGES, files or folders, with BUNDLE.
@@ -84,7 +86,7 @@ def predict_images(
     *,
     weights: str | None = None,
     device: str = "auto",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Prediction]:

@@ -33,7 +33,7 @@ from .pipeline import Batch, Failed, Row, default_threads, read_batches
 from .preprocess import Preprocess
 from .recording import Progress, Tally, fail_image, record_batch
 from .report import ExtractReport
-from .trunk import Trunk, choose_device
+from .trunk import Trunk, choose_device, default_batch_size
 
 __all__ = ["extract_images"]
 
@@ -68,7 +68,7 @@ def extract_images(
     arguments: Mapping[str, Any] | None = None,
     device: str = "auto",
     precision: str = "fp32",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     threads: int | None = None,
     extensions: Sequence[str] = IMAGE_EXTENSIONS,
     max_pixels: int = MAX_PIXELS,
@@ -104,7 +104,7 @@ def extract_images(
     device, precision
         As ``choose_device`` takes them.
     batch_size
-        Images of a forward pass; shorter batches are padded to it.
+        Images of a forward pass; shorter batches are padded to it. Default: 64 on CUDA, two a core on a CPU.
     threads
         Decoding threads; 0 decodes between the passes. Default: one for each processor that the process may
         use, at most 32.
@@ -144,7 +144,7 @@ def extract_images(
         When a pooling, dtype or number is out of range.
     """
     threads = default_threads() if threads is None else threads
-    if not 0 <= max_removed <= 1 or batch_size < 1 or threads < 0:
+    if not 0 <= max_removed <= 1 or (batch_size is not None and batch_size < 1) or threads < 0:
         found = f"max_removed {max_removed}, batch_size {batch_size}, threads {threads}"
         raise ValueError(f"expected max_removed from 0 to 1, batch_size above 0, threads 0 or more; found {found}")
     chosen = str(choose_device(device, precision=precision))
@@ -163,7 +163,7 @@ def extract_images(
         scan=scan_folder(source, extensions=extensions),
         device=chosen,
         precision=precision,
-        batch_size=batch_size,
+        batch_size=default_batch_size(torch.device(chosen)) if batch_size is None else batch_size,
         threads=threads,
         max_pixels=max_pixels,
         source={**backbone.source, "folder": str(Path(source).absolute()), "device": chosen},

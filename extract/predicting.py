@@ -13,7 +13,7 @@ from .backbone import Backbone
 from .errors import ImageError
 from .images import MAX_PIXELS
 from .pipeline import Failed, default_threads, read_batches
-from .trunk import Trunk
+from .trunk import Trunk, choose_device, default_batch_size
 
 __all__ = ["features_of"]
 
@@ -25,7 +25,7 @@ def features_of(
     *,
     device: str = "auto",
     precision: str = "fp32",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[Path, Mapping[Column, np.ndarray] | ImageError]]:
@@ -58,7 +58,8 @@ def features_of(
         As ``read_batches``.
     """
     paths = [Path(image) for image in images]
-    size = max(1, min(batch_size, len(paths)))
+    fitting = default_batch_size(choose_device(device, precision=precision)) if batch_size is None else batch_size
+    size = max(1, min(fitting, len(paths)))
     trunk = Trunk(backbone, columns, device=device, precision=precision, batch_size=size)
     batches = read_batches(
         [SourceImage(id=str(path), path=path, size=0, mtime_ns=0, ctime_ns=0) for path in paths],

@@ -18,9 +18,10 @@ from torch import Tensor
 from .backbone import Backbone
 from .errors import DeviceError
 from .graph import cut, trace
+from .pipeline import default_threads
 from .pooling import pool
 
-__all__ = ["Trunk", "choose_device"]
+__all__ = ["Trunk", "choose_device", "default_batch_size"]
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _PRECISIONS = ("fp32", *_AUTOCAST)
@@ -55,6 +56,15 @@ def choose_device(device: str, *, precision: str = "fp32") -> torch.device:
     if precision == "bf16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise DeviceError(f"{torch.cuda.get_device_name(chosen)} has no bf16: use fp32 or fp16")
     return chosen
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Give the images of a pass: 64 on CUDA; on a CPU two a core, from 4 to 64.
+
+    Large activations cost a CPU more in fresh memory than large batches win: on two cores mobilenet_v2 forwards 77
+    images a second at 4, 57 at 16 and 38 at 64, squeezenet1_1 227, 196 and 81, resnet18 53, 45 and 38.
+    """
+    return 64 if device.type == "cuda" else min(64, max(4, 2 * default_threads()))
 
 
 class Trunk:
