@@ -117,7 +117,7 @@ def _plan_text(report: ExtractReport) -> str:
         "added": "new",
         "changed": "changed on disk",
         "racy": "too fresh to trust their times, or read on request",
-        "backfill": "unchanged, but lack a layer",
+        "backfill": "unchanged on disk, but lack features asked for",
         "retried": "failed before, tried again",
         "failed": "failed before, left alone (--retry-failed tries them)",
     }
