@@ -28,6 +28,7 @@ from .commit import Target, WrittenSegment, apply_commit, move_head
 from .contract import Column, Contract
 from .durable import make_folder, publish
 from .errors import StoreError
+from .heads import count_uncovered, is_read
 from .lock import writer_lock
 from .plan import Plan, plan_against
 from .registry import ensure_columns, ensure_generation, ensure_set, sweep
@@ -107,7 +108,7 @@ class Writer:
                     self._db, self._set_id, self.contract, self._source, self._versions
                 )
                 self._column_ids = ensure_columns(self._db, self._generation.id, self.columns)
-            self._moves_head = self._is_head()
+            self._moves_head = is_read(self._db, self._set_id, self._generation.id)
             self._closing = stack.pop_all()
         return self
 
@@ -313,37 +314,10 @@ class Writer:
         publish(temporary, final)
         return WrittenSegment(name, relative, size, checksum, offsets, contents)
 
-    def _is_head(self) -> bool:
-        """Say whether commits are seen at once: no other generation is read, and none has moved images since."""
-        head = catalog.head_of(self._db, self._set_id)
-        if head is None:
-            return True
-        moved = self._db.execute(
-            "SELECT 1 FROM versions WHERE set_id = ? AND id > ? AND generation_id != ? LIMIT 1",
-            (self._set_id, head.as_of, self._generation.id),
-        ).fetchone()
-        return head.generation_id == self._generation.id and moved is None
-
     def _switch_readers(self) -> None:
         """Let readers see this generation as it is now, once it covers every image of the set."""
-        head = catalog.head_of(self._db, self._set_id)
-        returns = head is not None and head.generation_id == self._generation.id
-        # A file that could not be read this time does not end the life of features that another generation has.
-        kinds = "" if returns else "AND f.kind IN ('decode', 'too-large', 'unsupported')"
-        counts = [
-            self._db.execute(
-                "SELECT count(*) FROM images i WHERE i.set_id = ? AND i.removed_in IS NULL AND NOT EXISTS ("
-                "  SELECT 1 FROM vectors v JOIN segment_columns sc ON sc.segment_id = v.segment_id"
-                "  JOIN segments s ON s.id = v.segment_id AND s.removed_in IS NULL"
-                "  WHERE v.content_id = i.content_id AND sc.column_id = ?)"
-                " AND NOT EXISTS (SELECT 1 FROM refusals r WHERE r.content_id = i.content_id AND r.column_id = ?)"
-                " AND NOT EXISTS (SELECT 1 FROM failures f WHERE f.generation_id = ? AND f.id = i.id"
-                f" AND f.removed_in IS NULL {kinds})",
-                (self._set_id, self._column_ids[column], self._column_ids[column], self._generation.id),
-            ).fetchone()[0]
-            for column in self.columns
-        ]
-        self.uncovered = max(counts, default=0)
+        columns = [self._column_ids[column] for column in self.columns]
+        self.uncovered = count_uncovered(self._db, self._set_id, self._generation.id, columns)
         if self.uncovered:
             log.warning("readers of %s stay where they are: %d images lack features", self.set_name, self.uncovered)
             return
