@@ -6,6 +6,7 @@ A network is pretrained on the digits 0 to 4 (the source task) and frozen; class
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -32,7 +33,9 @@ SOURCE_CLASSES = 5
 HELD_OUT_EVERY = 4
 """Of the target task every fourth image is held out."""
 EPOCHS = 4
-MADE = frozenset({"demo.toml", "features", "report.html", "source", "source.safetensors", "target"})
+MARK = ".icecore-demo"
+"""Holds the sha256 of the demo.toml that was written: a later release writes another one, a user may change it."""
+MADE = frozenset({MARK, "demo.toml", "features", "report.html", "source", "source.safetensors", "target"})
 """What a demo makes in its folder, and makes anew; a folder that holds more is not only a demo's."""
 
 
@@ -83,12 +86,20 @@ def _prepare(folder: Path) -> None:
     if found and ("demo.toml" not in found or found - MADE):
         shown = ", ".join(sorted(found - MADE)[:5]) or "no demo.toml"
         raise click.UsageError(f"{folder}: holds something else than a demo ({shown}); name another folder")
-    if found and (folder / "demo.toml").read_bytes() != config:
+    if found and not _is_as_written(folder):
         raise click.UsageError(f"{folder}: its demo.toml was changed; move it away, or name another folder")
-    for path in sorted(folder.iterdir() if found else (), key=lambda path: path.name == "demo.toml"):
+    for path in sorted(folder.iterdir() if found else (), key=lambda path: path.name in (MARK, "demo.toml")):
         shutil.rmtree(path) if path.is_dir() else path.unlink()  # demo.toml last: it says that all this is a demo's
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).write_text(hashlib.sha256(config).hexdigest(), "ascii")
     (folder / "demo.toml").write_bytes(config)
+
+
+def _is_as_written(folder: Path) -> bool:
+    mark = folder / MARK
+    return (
+        mark.is_file() and mark.read_bytes() == hashlib.sha256((folder / "demo.toml").read_bytes()).hexdigest().encode()
+    )
 
 
 def _write_digits(folder: Path) -> list[tuple[Path, int]]:

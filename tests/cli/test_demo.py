@@ -49,9 +49,9 @@ def test_a_demos_own_folder_is_made_anew(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "demo"
     for _ in range(2):
         _prepare(folder)
-        assert [path.name for path in folder.iterdir()] == ["demo.toml"]
+        assert sorted(path.name for path in folder.iterdir()) == [".icecore-demo", "demo.toml"]
         assert (folder / "demo.toml").read_bytes() == CONFIG
-        for name in MADE - {"demo.toml"}:
+        for name in MADE - {"demo.toml", ".icecore-demo"}:
             (folder / name).mkdir()
     (tmp_path / "empty").mkdir()
     _prepare(tmp_path / "empty")
@@ -98,3 +98,24 @@ def test_the_whole_demo_runs_twice_and_keeps_what_it_says(icecore: Icecore, tmp_
     again = icecore("demo", folder)
     assert again.code == 0
     assert "extract again: nothing has changed\n      0 images forwarded\n" in again.text
+
+
+def test_the_folder_of_an_earlier_releases_demo_is_made_anew_but_a_changed_one_is_not(tmp_path: Path) -> None:
+    """After an upgrade the shipped demo.toml differs from the one in the folder, which nobody touched."""
+    import hashlib
+
+    from click import UsageError
+    from icecore.cli.demo import MARK, _prepare
+
+    folder = tmp_path / "demo"
+    _prepare(folder)
+    shipped = (folder / "demo.toml").read_bytes()
+    older = b"# an older release\n" + shipped
+    (folder / "demo.toml").write_bytes(older)
+    (folder / "features").mkdir()
+    with pytest.raises(UsageError, match=r"its demo\.toml was changed"):
+        _prepare(folder)
+    (folder / MARK).write_text(hashlib.sha256(older).hexdigest())
+    _prepare(folder)
+    assert (folder / "demo.toml").read_bytes() == shipped
+    assert sorted(path.name for path in folder.iterdir()) == [MARK, "demo.toml"]
