@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from icecore.store import LockedError, SourceError, StoreError
+from icecore.store import LockedError, MissingExtraError, SourceError, StoreError
 
 __all__ = ["Exit", "Outcome", "outcome_of_error"]
 
@@ -101,11 +101,14 @@ def outcome_of_error(exc: BaseException) -> Outcome | None:
     kinds = {kind.__name__ for kind in type(exc).__mro__}
     if kinds & _CONFIG_FAULTS:
         return Outcome(Exit.CONFIG_INVALID, error=str(exc))
-    if isinstance(exc, StoreError) and not isinstance(exc, SourceError):
+    if isinstance(exc, StoreError) and not isinstance(exc, (SourceError, MissingExtraError)):
         return Outcome(Exit.STORE_INVALID, error=str(exc))
     if "SourceLostError" in kinds:
         return Outcome(Exit.FAILED, error=str(exc), transient=True)
-    if isinstance(exc, SourceError) or kinds & {"ExtractError", "TrainError"}:
+    if "RemovalRefusedError" in kinds:
+        facts = {name: getattr(exc, name) for name in ("gone", "total", "limit")}
+        return Outcome(Exit.FAILED, facts, error=str(exc))
+    if isinstance(exc, StoreError) or kinds & {"ExtractError", "TrainError"}:
         return Outcome(Exit.FAILED, error=str(exc))
     if isinstance(exc, sqlite3.OperationalError):  # full, busy, read-only
         return Outcome(Exit.FAILED, error=f"catalog.sqlite: {exc}")

@@ -17,6 +17,7 @@ __all__ = [
     "IncompleteColumnError",
     "LayerNotFoundError",
     "LockedError",
+    "MissingExtraError",
     "SetNotFoundError",
     "SourceError",
     "StoreDamagedError",
@@ -51,6 +52,14 @@ class FormatError(StoreError, ValueError):
 
 class SourceError(StoreError, ValueError):
     """The image source cannot be used as it is."""
+
+
+class MissingExtraError(StoreError, ImportError):
+    """A library of an optional extra is not installed."""
+
+    def __init__(self, purpose: str, library: str, extra: str) -> None:
+        self.library, self.extra = library, extra
+        super().__init__(f"{purpose} needs {library}: pip install 'icecore[{extra}]'")
 
 
 class SetNotFoundError(StoreError, LookupError):
