@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from .contract import Column
 from .scan import SourceImage
 
-__all__ = ["Buffers", "Failed", "Row", "cast_rows", "require_shapes"]
+__all__ = ["Block", "Buffers", "Failed", "Row", "cast_rows", "require_shapes"]
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """An image that has features."""
 
     image: SourceImage
@@ -23,8 +23,7 @@ class Row:
     """sha256 digest of its bytes"""
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(NamedTuple):
     """An image that gave none."""
 
     image: SourceImage
@@ -35,8 +34,22 @@ class Failed:
     """what was found"""
 
 
+@dataclass(frozen=True)
+class Block:
+    """Vectors that came together."""
+
+    rows: list[Row]
+    """the first image of each content"""
+    features: Mapping[Column, np.ndarray]
+    """``(n, D)`` of each column, in its stored dtype"""
+
+    def select(self, kept: list[int]) -> Block:
+        """Give some of its rows."""
+        return Block([self.rows[i] for i in kept], {column: X[kept] for column, X in self.features.items()})
+
+
 class Buffers:
-    """Rows not yet committed. The last word on an image counts; a content is stored once."""
+    """Rows not yet committed. The last word on an image counts; a content is stored once a column."""
 
     def __init__(self) -> None:
         self.rows: dict[bytes, Row] = {}
@@ -44,27 +57,35 @@ class Buffers:
         self.gone: set[bytes] = set()
         self.refusals: dict[bytes, dict[Column, str]] = {}
         self.bytes = 0
-        self._vectors: dict[bytes, dict[Column, np.ndarray]] = {}
-        self._first: dict[bytes, SourceImage] = {}
+        self._blocks: list[Block] = []
+        self._columns: dict[bytes, set[Column]] = {}
 
     @property
     def entries(self) -> int:
         """Images with a verdict."""
         return len(self.rows) + len(self.failures)
 
-    def add(
-        self, image: SourceImage, content: bytes, vectors: Mapping[Column, np.ndarray], refusals: Mapping[Column, str]
-    ) -> None:
-        """Take an image, with the ``(D,)`` vectors, or the reasons for having none, that its content lacked."""
-        self.failures.pop(image.key, None)
-        self.gone.discard(image.key)
-        self.rows[image.key] = Row(image, content)
-        if refusals:
-            self.refusals.setdefault(content, {}).update(refusals)
-        if vectors:
-            self._vectors.setdefault(content, {}).update(vectors)
-            self._first.setdefault(content, image)
-            self.bytes += sum(vector.nbytes for vector in vectors.values())
+    def enter(self, rows: Sequence[Row]) -> None:
+        """Take images that have features, here or in the store."""
+        for row in rows:
+            key = row.image.key
+            self.rows[key] = row
+            if self.failures:
+                self.failures.pop(key, None)
+            if self.gone:
+                self.gone.discard(key)
+
+    def add(self, block: Block) -> None:
+        """Take vectors that their contents lacked."""
+        self._blocks.append(block)
+        columns = frozenset(block.features)
+        for row in block.rows:
+            self._columns.setdefault(row.content, set()).update(columns)
+        self.bytes += sum(X.nbytes for X in block.features.values())
+
+    def refuse(self, content: bytes, reasons: Mapping[Column, str]) -> None:
+        """Take the reasons for which columns cannot hold a content."""
+        self.refusals.setdefault(content, {}).update(reasons)
 
     def fail(self, image: SourceImage, kind: str, reason: str) -> None:
         """Take a failure."""
@@ -74,28 +95,28 @@ class Buffers:
 
     def columns_of(self, content: bytes) -> set[Column]:
         """Give the columns that a content has here, as vectors or refusals."""
-        return {*self._vectors.get(content, ()), *self.refusals.get(content, ())}
+        return {*self._columns.get(content, ()), *self.refusals.get(content, ())}
 
     def prune(self, committed: Callable[[bytes], set[Column]]) -> None:
         """Drop vectors that are committed already: of a commit that was cut off just behind its transaction."""
-        for content, vectors in list(self._vectors.items()):
-            for column in committed(content).intersection(vectors):
-                del vectors[column]
-            if not vectors:
-                del self._vectors[content]
+        blocks, self._blocks, self._columns = self._blocks, [], {}
+        for block in blocks:
+            kept = [i for i, row in enumerate(block.rows) if not committed(row.content).intersection(block.features)]
+            if kept:
+                self.add(block.select(kept))
 
-    def segments(self) -> Iterator[tuple[tuple[Column, ...], list[Row], dict[Column, np.ndarray]]]:
-        """Yield what each segment takes: its columns by name, its rows, and ``(rows, D)`` of each column.
+    def segments(self) -> Iterator[tuple[tuple[Column, ...], list[Row], dict[Column, list[np.ndarray]]]]:
+        """Yield what each segment takes: its columns by name, its rows, and the ``(k, D)`` blocks of each column.
 
-        One segment a set of columns: contents that lack the same columns stand together, in order of arrival.
+        One segment a set of columns: contents that lacked the same columns stand together, in order of arrival.
         """
-        groups: dict[tuple[Column, ...], list[bytes]] = {}
-        for content, vectors in self._vectors.items():
-            columns = tuple(sorted(vectors, key=lambda column: column.name))
-            groups.setdefault(columns, []).append(content)
-        for columns, contents in groups.items():
-            rows = [Row(self._first[content], content) for content in contents]
-            yield columns, rows, {c: np.stack([self._vectors[content][c] for content in contents]) for c in columns}
+        groups: dict[tuple[Column, ...], list[Block]] = {}
+        for block in self._blocks:
+            columns = tuple(sorted(block.features, key=lambda column: column.name))
+            groups.setdefault(columns, []).append(block)
+        for columns, blocks in groups.items():
+            rows = [row for block in blocks for row in block.rows]
+            yield columns, rows, {column: [block.features[column] for block in blocks] for column in columns}
 
 
 def require_shapes(n: int, contents: Sequence[bytes], features: Mapping[Column, np.ndarray]) -> None:
@@ -131,7 +152,9 @@ def cast_rows(
     refused: dict[int, dict[Column, str]] = {}
     for column, array in features.items():
         with np.errstate(over="ignore"):
-            stored[column] = np.ascontiguousarray(array, dtype=np.dtype(column.dtype).newbyteorder("<"))
+            stored[column] = np.array(array, dtype=np.dtype(column.dtype).newbyteorder("<"), order="C")
+        if np.isfinite(stored[column]).all():
+            continue
         for position in np.flatnonzero(~np.isfinite(stored[column]).all(axis=1)).tolist():
             worst = array[position][~np.isfinite(stored[column][position])][0]
             reason = f"{column.name}: {worst:g} does not fit {column.dtype}{_cure(column, float(worst))}"

@@ -11,36 +11,44 @@ import os
 import sqlite3
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from .contract import Column, Contract
 from .errors import FormatError, StoreDamagedError, StoreError, StoreNotFoundError
+from .migrate import migrate
 
 __all__ = [
     "CATALOG",
     "CATALOG_VERSION",
     "Generation",
     "Head",
+    "batched",
     "columns_of",
     "connect",
     "create_catalog",
     "find_generation",
     "generation_by_id",
     "head_of",
+    "is_copy",
     "now",
     "printable",
-    "segments_of",
     "set_id_of",
     "transaction",
 ]
 
+T = TypeVar("T")
+
 CATALOG = "catalog.sqlite"
-CATALOG_VERSION = 1
+CATALOG_VERSION = 2
+WRITER_CACHE = 64 << 20
+"""Bytes of catalog pages that a writer keeps in memory: contents arrive in random order of their hashes."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,8 @@ class Head:
     """generation that is read"""
     as_of: int
     """version as of which its rows are alive"""
+    collected: str | None = None
+    """when gc took away what only this version needs; None while it can be read"""
 
 
 def create_catalog(folder: Path) -> None:
@@ -88,14 +98,13 @@ def create_catalog(folder: Path) -> None:
         db.execute("PRAGMA journal_mode=WAL")
         with transaction(db):
             if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-                for statement in (
-                    resources.files("icecore.store").joinpath("schema.sql").read_text("utf-8").split(";\n")
-                ):
+                for statement in _schema():
                     db.execute(statement)
                 facts = [
                     ("format_version", str(CATALOG_VERSION)),
                     ("store", uuid.uuid4().hex),
                     ("created", now()),
+                    ("next_content", "1"),
                 ]
                 db.executemany("INSERT INTO meta VALUES (?, ?)", facts)
 
@@ -118,15 +127,52 @@ def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
     db = _open(path, "rw" if write else _reading_mode(folder))
     try:
         with _readable(path):
-            row = db.execute("SELECT value FROM meta WHERE key = 'format_version'").fetchone()
+            if _require_format(path, db) == 1:
+                db = _migrated(db, write=write)
             if write:
                 db.execute("PRAGMA synchronous=FULL")
-        if row is None or row[0] != str(CATALOG_VERSION):
-            raise FormatError(f"{path}: catalog format {row and row[0]}, this release reads {CATALOG_VERSION}")
-    except StoreError:
+                db.execute(f"PRAGMA cache_size=-{WRITER_CACHE >> 10}")
+            db.execute("PRAGMA foreign_keys=ON")
+    except BaseException:
         db.close()
         raise
     return db
+
+
+def _require_format(path: Path, db: sqlite3.Connection) -> int:
+    found = _format_of(db)
+    if found not in (1, CATALOG_VERSION):
+        raise FormatError(
+            f"{path}: catalog format {found}, this release reads 1 and {CATALOG_VERSION}; upgrade icecore"
+        )
+    return found
+
+
+def _format_of(db: sqlite3.Connection) -> int | None:
+    row = db.execute("SELECT value FROM meta WHERE key = 'format_version'").fetchone()
+    return int(row[0]) if row and str(row[0]).isdecimal() else None
+
+
+def _migrated(db: sqlite3.Connection, *, write: bool) -> sqlite3.Connection:
+    """Bring a catalog of format 1 up to date: in place for the writer, in a private copy for a reader."""
+    if not write:
+        copy = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        with closing(db):
+            db.backup(copy)
+        db = copy
+    with transaction(db):
+        if _format_of(db) == 1:
+            migrate(db, _schema())
+    return db
+
+
+def is_copy(db: sqlite3.Connection) -> bool:
+    """Say whether a reader holds a private copy, of a catalog in an earlier format: it does not see later commits."""
+    return not db.execute("PRAGMA database_list").fetchone()[2]
+
+
+def _schema() -> list[str]:
+    return resources.files("icecore.store").joinpath("schema.sql").read_text("utf-8").split(";\n")
 
 
 def _reading_mode(folder: Path) -> str:
@@ -171,7 +217,7 @@ def set_id_of(db: sqlite3.Connection, name: str) -> int | None:
 def head_of(db: sqlite3.Connection, set_id: int, version: int | None = None) -> Head | None:
     """Give what readers of a set see now, or saw at a version; None before the first commit."""
     row = db.execute(
-        "SELECT version, generation_id, as_of FROM heads WHERE set_id = ? AND version <= ? "
+        "SELECT version, generation_id, as_of, collected FROM heads WHERE set_id = ? AND version <= ? "
         "ORDER BY version DESC LIMIT 1",
         (set_id, version if version is not None else (1 << 62)),
     ).fetchone()
@@ -202,18 +248,11 @@ def columns_of(db: sqlite3.Connection, generation_id: int) -> dict[Column, int]:
     return {Column.from_json(json.loads(spec), width): int(row_id) for row_id, spec, width in rows}
 
 
-def segments_of(db: sqlite3.Connection, generation_id: int, column_ids: list[int]) -> dict[int, int]:
-    """Give the live segments of a generation, each with a bit mask of which of ``column_ids`` it holds."""
-    rows = db.execute(
-        "SELECT s.id, c.column_id FROM segments s JOIN segment_columns c ON c.segment_id = s.id "
-        "WHERE s.generation_id = ? AND s.removed_in IS NULL",
-        (generation_id,),
-    )
-    bit = {column_id: 1 << position for position, column_id in enumerate(column_ids)}
-    masks: dict[int, int] = {}
-    for segment_id, column_id in rows:
-        masks[segment_id] = masks.get(segment_id, 0) | bit.get(column_id, 0)
-    return masks
+def batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    """Give items some at a time, as ``itertools.batched`` does from Python 3.12 on."""
+    rest = iter(items)
+    while some := tuple(islice(rest, size)):
+        yield some
 
 
 def now() -> str:
@@ -232,5 +271,4 @@ def _open(path: Path, mode: str) -> sqlite3.Connection:
         db = sqlite3.connect(address, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as exc:
         raise StoreDamagedError(f"{path}: cannot be opened ({exc})") from exc
-    db.execute("PRAGMA foreign_keys=ON")
     return db

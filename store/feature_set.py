@@ -119,8 +119,12 @@ class FeatureSet:
         """Give the number of images that each column covers."""
         with self._snapshot() as db:
             head = self._head(db)
+            contents = reading.contents_as_of(db, self._set_id, head.as_of)
             columns = reading.columns_as_of(db, head)
-            return {c: reading.count_as_of(db, self._set_id, c_id, head.as_of) for c, c_id in columns.items()}
+            return {
+                column: reading.count_as_of(db, contents, head.generation_id, column_id, head.as_of)
+                for column, column_id in columns.items()
+            }
 
     def resolve(self, layer: str, *, version: int | None = None) -> Column:
         """Give the column that a selector names: ``layer4``, ``layer4:gem``, ``layer4:avg:float32``.
@@ -175,6 +179,11 @@ class FeatureSet:
         StoreDamagedError
             When a segment is missing or cut short.
         """
+        places, contents, keep = self._locate(layer, version, missing)
+        X = _gather(places, dtype)
+        return Matrix(self._names(contents, keep), X)
+
+    def _locate(self, layer, version, missing):
         layers = [layer] if isinstance(layer, str) else list(layer)
         if not layers or missing not in ("refuse", "drop"):
             raise StoreError(f"set {self.name!r}: ask for a layer, and missing='refuse' or 'drop', found {missing!r}")
@@ -182,22 +191,24 @@ class FeatureSet:
             head = self._head(db, version)
             known = reading.columns_as_of(db, head)
             columns = [_select(self.name, name, tuple(known)) for name in layers]
-            found = []
-            for column in columns:
-                keys, locations = reading.locate(db, self._set_id, known[column], head.as_of)
-                if missing == "refuse":
-                    self._require_complete(db, head, column, known[column], len(keys))
-                found.append((keys, locations))
-        keys, aligned = reading.align(found)
-        parts = list(zip(columns, aligned, strict=True))
-        return Matrix([decode_id(key) for key in keys], reading.gather(self.folder, parts, len(keys), dtype))
+            contents = reading.contents_as_of(db, self._set_id, head.as_of)
+            found = [reading.locate(db, self.folder, contents, c, known[c], head.as_of) for c in columns]
+            for column, (_, present) in zip(columns, found, strict=True):
+                lacking = (
+                    0
+                    if missing == "drop"
+                    else reading.find_lacking(db, self._set_id, head, known[column], contents, present)
+                )
+                if lacking:
+                    n = int(present.sum())
+                    raise IncompleteColumnError(self.name, column.name, n, n + lacking)
+            keep = np.logical_and.reduce([present for _, present in found])
+            names = reading.names_as_of(db, self._set_id, head.as_of)
+        places = [places if keep.sum() == places.n else places.select(keep[present]) for places, present in found]
+        return places, names, keep
 
-    def _require_complete(
-        self, db: sqlite3.Connection, head: catalog.Head, column: Column, column_id: int, present: int
-    ) -> None:
-        lacking = reading.lacking_as_of(db, self._set_id, column_id, head)
-        if lacking:
-            raise IncompleteColumnError(self.name, column.name, present, present + lacking)
+    def _names(self, names, keep):
+        return names if keep.all() else [names[i] for i in keep.nonzero()[0].tolist()]
 
     def _head(self, db: sqlite3.Connection, version: int | None = None) -> catalog.Head:
         version = self._pinned if version is None else version
@@ -206,6 +217,11 @@ class FeatureSet:
         if head is None or latest is None or (version is not None and version > latest.version):
             has = f"its latest is {latest.version}" if latest else "it has none"
             raise VersionNotFoundError(f"set {self.name!r} has no version {version}; {has}")
+        if head.collected:
+            raise VersionNotFoundError(
+                f"set {self.name!r}: version {version} was collected by gc at {head.collected}; "
+                f"`icecore store log` lists those that are kept"
+            )
         return head
 
     def _generation(self) -> catalog.Generation:
@@ -234,3 +250,21 @@ def _matching(columns: tuple[Column, ...], layer: str, pooling: Pooling | None, 
     for column in columns:
         if column.layer == layer and pooling in (None, column.pooling) and dtype in ("", column.dtype):
             yield column
+
+
+def _gather(places, dtype):
+    from .segment import map_column
+
+    if dtype is None and len(places) == 1 and places[0].is_whole:
+        e = places[0].extents[0]
+        return map_column(e.path, e.column, e.rows, e.offset)
+    kind = dtype or np.result_type(*(p.column.dtype for p in places))
+    X = np.empty((places[0].n, sum(p.column.width for p in places)), dtype=kind)
+    left = 0
+    for p in places:
+        for i, e in enumerate(p.extents):
+            at = np.flatnonzero(p.which == i)
+            if at.size:
+                X[at, left : left + p.column.width] = map_column(e.path, e.column, e.rows, e.offset)[p.row[at]]
+        left += p.column.width
+    return X

@@ -84,7 +84,7 @@ class FeatureStore:
     def db(self) -> sqlite3.Connection:
         """Read-only connection to the catalog, one a thread and process."""
         held: tuple[int, sqlite3.Connection] | None = getattr(self._local, "held", None)
-        if held is None or held[0] != os.getpid():
+        if held is None or held[0] != os.getpid() or (catalog.is_copy(held[1]) and not held[1].in_transaction):
             held = self._local.held = (os.getpid(), catalog.connect(self.path))
             self._opened.append(held)
         return held[1]

@@ -6,31 +6,24 @@ import sqlite3
 from collections.abc import Sequence
 
 from .catalog import head_of
+from .holdings import load_held, load_refused
+from .reading import alive_images, names_of
 
 __all__ = ["count_uncovered", "is_read"]
 
-_LACKING = (
-    "SELECT count(*) FROM images i WHERE i.set_id = :set AND i.removed_in IS NULL AND NOT EXISTS ("
-    "  SELECT 1 FROM vectors v JOIN segment_columns c ON c.segment_id = v.segment_id AND c.column_id = :column"
-    "  JOIN segments s ON s.id = v.segment_id AND s.removed_in IS NULL WHERE v.content_id = i.content_id)"
-    " AND NOT EXISTS (SELECT 1 FROM refusals r WHERE r.content_id = i.content_id AND r.column_id = :column"
-    "  AND r.removed_in IS NULL)"
-    " AND NOT EXISTS (SELECT 1 FROM failures f WHERE f.generation_id = :generation AND f.id = i.id"
-    "  AND f.removed_in IS NULL"
-)
-_FACTS_OF_THE_BYTES = " AND f.kind IN ('decode', 'too-large', 'unsupported')"
+_FACTS_OF_THE_BYTES = " AND kind IN ('decode', 'too-large', 'unsupported')"
 
 
 def is_read(db: sqlite3.Connection, set_id: int, generation_id: int) -> bool:
-    """Say whether commits to a generation are seen at once: it is the one read, and no other has moved images since."""
+    """Say whether commits to a generation are seen at once: readers see it, and nothing has happened that they do not.
+
+    What they do not see: rows of another generation, or, after a revert, those that were reverted.
+    """
     head = head_of(db, set_id)
     if head is None:
         return True
-    moved = db.execute(
-        "SELECT 1 FROM versions WHERE set_id = ? AND id > ? AND generation_id != ? LIMIT 1",
-        (set_id, head.as_of, generation_id),
-    ).fetchone()
-    return head.generation_id == generation_id and moved is None
+    latest = db.execute("SELECT max(id) FROM versions WHERE set_id = ? AND kind = 'sync'", (set_id,)).fetchone()[0]
+    return head.generation_id == generation_id and latest <= head.as_of
 
 
 def count_uncovered(db: sqlite3.Connection, set_id: int, generation_id: int, column_ids: Sequence[int]) -> int:
@@ -41,6 +34,19 @@ def count_uncovered(db: sqlite3.Connection, set_id: int, generation_id: int, col
     """
     head = head_of(db, set_id)
     replaces = head is not None and head.generation_id != generation_id
-    query = _LACKING + (_FACTS_OF_THE_BYTES if replaces else "") + ")"
-    facts = {"set": set_id, "generation": generation_id}
-    return max((db.execute(query, {**facts, "column": c}).fetchone()[0] for c in column_ids), default=0)
+    held, refused = load_held(db, generation_id, column_ids), load_refused(db, column_ids)
+    everything = (1 << len(column_ids)) - 1
+    query = "SELECT id FROM failures WHERE generation_id = ? AND removed_in IS NULL" + (
+        _FACTS_OF_THE_BYTES if replaces else ""
+    )
+    failed = {row[0] for row in db.execute(query, (generation_id,))}
+    uncovered = 0
+    for names, contents in alive_images(db, set_id):
+        lacking = ~held.holds(contents, everything)
+        if lacking.any():
+            keys = names_of(names)
+            uncovered += sum(
+                (held.mask(contents[i]) | refused.mask(contents[i])) != everything and keys[i] not in failed
+                for i in lacking.nonzero()[0].tolist()
+            )
+    return uncovered

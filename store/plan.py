@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from .catalog import CATALOG, columns_of, connect, find_generation, generation_by_id, head_of, segments_of, set_id_of
+from .catalog import CATALOG, columns_of, connect, find_generation, generation_by_id, head_of, set_id_of
 from .contract import Column, Contract, Difference
 from .errors import SourceError
-from .scan import RACY_NS, Found, Scan, SourceImage, decode_id
+from .holdings import Holdings, load_held, load_refused
+from .scan import Found, Scan, SourceImage, decode_id
 from .spool import PlannedImages, Spool
 from .verify import require_segments
 
@@ -28,9 +29,9 @@ TRANSIENT = "transient"
 """Kind of the failures that say nothing of the image (a disk that did not answer): tried again by every run."""
 
 _Stat = tuple[int, int, int]
-_Known = tuple[bytes, int, int, int, int, int, int]
-"""id, size, mtime_ns, ctime_ns, checked_ns, content, 1 when one segment holds all wanted columns of the content"""
-_LAST: _Known = (b"\xff" * 5000, 0, 0, 0, 0, 0, 0)
+_Known = tuple[bytes, int, int, int, int, int]
+"""id, size, mtime_ns, ctime_ns, 1 when its times prove nothing, content"""
+_LAST: _Known = (b"\xff" * 5000, 0, 0, 0, 0, 0)
 """Sorts behind every id, because no path is that long."""
 
 
@@ -145,24 +146,18 @@ def plan_against(
         merge.differences = contract.diff(generation_by_id(db, head.generation_id).contract)
     generation = find_generation(db, set_id, contract)
     if generation is None:
-        return merge.plan(_known_images(db, set_id, []), {})
+        return merge.plan(_known_images(db, set_id), {})
     ids = columns_of(db, generation.id)
     wanted = [ids.get(column, -1) for column in columns]
-    masks = segments_of(db, generation.id, wanted)
-    merge.look_up = _Holdings(db, masks, wanted).masks
-    whole = [segment for segment, mask in masks.items() if mask == merge.everything]
-    return merge.plan(_known_images(db, set_id, whole), _failures(db, generation.id))
+    merge.held, merge.refused = load_held(db, generation.id, wanted), load_refused(db, wanted)
+    return merge.plan(_known_images(db, set_id), _failures(db, generation.id))
 
 
-def _known_images(db: sqlite3.Connection, set_id: int, whole: list[int]) -> Iterator[_Known]:
-    """Read the live images in the order of their ids; ``whole`` are the segments that hold every wanted column."""
-    db.execute("CREATE TEMP TABLE IF NOT EXISTS whole (segment_id INTEGER PRIMARY KEY)")
-    db.execute("DELETE FROM temp.whole")
-    db.executemany("INSERT INTO temp.whole VALUES (?)", [(segment,) for segment in whole])
+def _known_images(db: sqlite3.Connection, set_id: int) -> Iterator[_Known]:
+    """Read the live images in the order of their ids."""
     return db.execute(
-        "SELECT i.id, i.size, i.mtime_ns, i.ctime_ns, i.checked_ns, i.content_id, EXISTS ("
-        "  SELECT 1 FROM vectors v JOIN temp.whole w ON w.segment_id = v.segment_id WHERE v.content_id = i.content_id)"
-        " FROM images i WHERE i.set_id = ? AND i.removed_in IS NULL ORDER BY i.id",
+        "SELECT id, size, mtime_ns, ctime_ns, racy, content_id FROM images "
+        "WHERE set_id = ? AND removed_in IS NULL ORDER BY id",
         (set_id,),
     )
 
@@ -170,33 +165,10 @@ def _known_images(db: sqlite3.Connection, set_id: int, whole: list[int]) -> Iter
 def _failures(db: sqlite3.Connection, generation_id: int) -> dict[bytes, _Stat]:
     """Read the failures with the file status that each was met with; an impossible one where that proves nothing."""
     rows = db.execute(
-        "SELECT id, kind, checked_ns, size, mtime_ns, ctime_ns FROM failures "
-        "WHERE generation_id = ? AND removed_in IS NULL",
+        "SELECT id, kind, racy, size, mtime_ns, ctime_ns FROM failures WHERE generation_id = ? AND removed_in IS NULL",
         (generation_id,),
     )
-    return {
-        key: (-1, -1, -1) if kind == TRANSIENT or max(stat[1:]) > checked - RACY_NS else tuple(stat)
-        for key, kind, checked, *stat in rows
-    }
-
-
-class _Holdings:
-    """Which of the wanted columns a content has, where no segment holds them all, and which refused it."""
-
-    def __init__(self, db: sqlite3.Connection, segments: dict[int, int], column_ids: Sequence[int]) -> None:
-        self._db, self._segments = db, segments
-        self._bits = {column_id: 1 << position for position, column_id in enumerate(column_ids)}
-
-    def masks(self, content_id: int) -> tuple[int, int]:
-        held = refused = 0
-        for (segment,) in self._db.execute("SELECT segment_id FROM vectors WHERE content_id = ?", (content_id,)):
-            held |= self._segments.get(segment, 0)
-        rows = self._db.execute(
-            "SELECT column_id FROM refusals WHERE content_id = ? AND removed_in IS NULL", (content_id,)
-        )
-        for (column_id,) in rows:
-            refused |= self._bits.get(column_id, 0)
-        return held, refused & ~held
+    return {key: (-1, -1, -1) if kind == TRANSIENT or racy else tuple(stat) for key, kind, racy, *stat in rows}
 
 
 class _Merge:
@@ -205,7 +177,7 @@ class _Merge:
     def __init__(self, columns: tuple[Column, ...], scan: Scan, *, rehash: bool, retry_failed: bool) -> None:
         self.columns, self.scan, self.rehash, self.retry_failed = columns, scan, rehash, retry_failed
         self.everything = (1 << len(columns)) - 1
-        self.look_up: Callable[[int], tuple[int, int]] = _nothing
+        self.held, self.refused = Holdings(), Holdings()
         self.differences: tuple[Difference, ...] = ()
         self.counts: Counter[str] = Counter()
         self.spool = Spool()
@@ -215,6 +187,8 @@ class _Merge:
 
     def plan(self, known_images: Iterator[_Known], failures: dict[bytes, _Stat]) -> Plan:
         total = unchanged = 0
+        complete = self.held.flags(self.everything)
+        last = len(complete)
         known = next(known_images, _LAST)
         for found in self.scan:
             key, size, mtime, ctime, trouble = found
@@ -227,9 +201,9 @@ class _Merge:
                 continue
             total += 1
             if (
-                known[6]
-                and known[1:4] == (size, mtime, ctime)
-                and known[4] - RACY_NS >= (mtime if mtime > ctime else ctime)
+                known[1:5] == (size, mtime, ctime, 0)
+                and known[5] < last
+                and complete[known[5]]
                 and not trouble
                 and not self.rehash
                 and key not in failures
@@ -278,11 +252,10 @@ class _Merge:
             return "added", self.everything
         if known[1:4] != found[1:4]:
             return "changed", self.everything
-        if self.rehash or max(found[2:4]) > known[4] - RACY_NS:
+        if self.rehash or known[4]:
             return "racy", self.everything
-        if known[6]:
-            return "unchanged", 0
-        held, refused = self.look_up(known[5])
+        held = self.held.mask(known[5])
+        refused = self.refused.mask(known[5]) & ~held
         if refused and self.retry_failed:
             return "retried", self.everything & ~held
         missing = self.everything & ~held & ~refused
@@ -311,11 +284,6 @@ class _Merge:
             failed=self.counts["failed"],
             unchanged=self.counts["unchanged"],
         )
-
-
-def _nothing(content_id: int) -> tuple[int, int]:
-    """Say that a content has no column and was refused by none, where there is no generation yet."""
-    return 0, 0
 
 
 def _chosen(columns: tuple[Column, ...], mask: int) -> Iterator[Column]:

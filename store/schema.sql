@@ -1,16 +1,19 @@
--- The catalog, version 1. FORMAT.md explains it; times are ISO 8601 in UTC, file times nanoseconds since 1970.
+-- The catalog, version 2. FORMAT.md explains it; times are ISO 8601 in UTC, file times nanoseconds since 1970.
 
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 
 CREATE TABLE sets (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
 
 -- One row a commit. What is alive as of version v: added_in <= v and (removed_in is null or removed_in > v).
+-- kind: sync (a run of extract), compact, revert.
 CREATE TABLE versions (
     id INTEGER PRIMARY KEY,
     set_id INTEGER NOT NULL REFERENCES sets,
     generation_id INTEGER NOT NULL REFERENCES generations,
-    created TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    run TEXT NOT NULL,
     command TEXT NOT NULL,
+    created TEXT NOT NULL,
     added INTEGER NOT NULL,
     changed INTEGER NOT NULL,
     removed INTEGER NOT NULL,
@@ -30,13 +33,24 @@ CREATE TABLE generations (
     UNIQUE (set_id, contract_hash)
 ) STRICT;
 
--- From `version` on, readers of the set see this generation as of version `as_of`.
+-- From `version` on, readers of the set see this generation as of version `as_of`. `collected` says when gc took
+-- away what only this version needs: it can no longer be read.
 CREATE TABLE heads (
     set_id INTEGER NOT NULL REFERENCES sets,
     version INTEGER NOT NULL REFERENCES versions,
     generation_id INTEGER NOT NULL REFERENCES generations,
     as_of INTEGER NOT NULL,
+    collected TEXT,
     PRIMARY KEY (set_id, version)
+) STRICT, WITHOUT ROWID;
+
+-- Versions that gc keeps, by name.
+CREATE TABLE tags (
+    set_id INTEGER NOT NULL REFERENCES sets,
+    name TEXT NOT NULL,
+    version INTEGER NOT NULL REFERENCES versions,
+    created TEXT NOT NULL,
+    PRIMARY KEY (set_id, name)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE columns (
@@ -49,6 +63,8 @@ CREATE TABLE columns (
     UNIQUE (generation_id, name)
 ) STRICT;
 
+-- `contents` says what stands in each row: the contents' ids, packed as FORMAT.md tells. Written once, whatever the
+-- images are called.
 CREATE TABLE segments (
     id INTEGER PRIMARY KEY,
     uuid TEXT NOT NULL UNIQUE,
@@ -58,7 +74,8 @@ CREATE TABLE segments (
     size INTEGER NOT NULL,
     checksum TEXT NOT NULL,
     added_in INTEGER NOT NULL,
-    removed_in INTEGER
+    removed_in INTEGER,
+    contents BLOB NOT NULL
 ) STRICT;
 
 CREATE TABLE segment_columns (
@@ -68,30 +85,22 @@ CREATE TABLE segment_columns (
     PRIMARY KEY (segment_id, column_id)
 ) STRICT, WITHOUT ROWID;
 
-CREATE TABLE contents (id INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE) STRICT;
+-- Ids are given in the order of arrival and never twice; `meta` holds the next one under 'next_content'.
+CREATE TABLE contents (sha256 BLOB PRIMARY KEY, id INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 
--- Which row of which segment holds the vectors of a content: written once, whatever the images are called.
-CREATE TABLE vectors (
-    content_id INTEGER NOT NULL REFERENCES contents,
-    segment_id INTEGER NOT NULL REFERENCES segments,
-    row INTEGER NOT NULL,
-    PRIMARY KEY (content_id, segment_id)
-) STRICT, WITHOUT ROWID;
-
+-- `racy`: the file's times were too fresh to be trusted when it was looked at.
 CREATE TABLE images (
     set_id INTEGER NOT NULL REFERENCES sets,
     id BLOB NOT NULL,
     added_in INTEGER NOT NULL,
     removed_in INTEGER,
-    content_id INTEGER NOT NULL REFERENCES contents,
+    content_id INTEGER NOT NULL,
     size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL,
     ctime_ns INTEGER NOT NULL,
-    checked_ns INTEGER NOT NULL,
+    racy INTEGER NOT NULL,
     PRIMARY KEY (set_id, id, added_in)
 ) STRICT, WITHOUT ROWID;
-
-CREATE UNIQUE INDEX live_images ON images (set_id, id) WHERE removed_in IS NULL;
 
 -- Files that gave no features under a generation.
 CREATE TABLE failures (
@@ -107,15 +116,13 @@ CREATE TABLE failures (
     size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL,
     ctime_ns INTEGER NOT NULL,
-    checked_ns INTEGER NOT NULL,
+    racy INTEGER NOT NULL,
     PRIMARY KEY (generation_id, id, added_in)
 ) STRICT, WITHOUT ROWID;
 
-CREATE UNIQUE INDEX live_failures ON failures (generation_id, id) WHERE removed_in IS NULL;
-
 -- Features that a column's dtype cannot hold: a fact of content and column, whatever the images are called.
 CREATE TABLE refusals (
-    content_id INTEGER NOT NULL REFERENCES contents,
+    content_id INTEGER NOT NULL,
     column_id INTEGER NOT NULL REFERENCES columns,
     added_in INTEGER NOT NULL,
     removed_in INTEGER,

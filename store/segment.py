@@ -7,7 +7,7 @@ which rows of it are alive is the catalog's business.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,9 @@ def write_segment(
     header: SegmentHeader,
     ids: Sequence[bytes],
     content: np.ndarray,
-    features: Mapping[Column, np.ndarray],
+    features: Mapping[Column, np.ndarray | Iterable[np.ndarray]],
 ) -> dict[Column, int]:
-    """Write a whole segment; the caller syncs and renames it.
+    """Write a whole segment, a block of rows at a time; the caller syncs and renames it.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def write_segment(
     content
         ``(rows, 32)`` uint8, the sha256 of each image file's bytes.
     features
-        ``(rows, D)`` of each column, already in its stored dtype.
+        ``(rows, D)`` of each column, already in its stored dtype: whole, or in ``(k, D)`` blocks, top to bottom.
 
     Returns
     -------
@@ -98,10 +98,9 @@ def write_segment(
         _write_array(file, CONTENT, content)
         group = file.create_group(COLUMNS)
         for column in header.columns:
-            array = features[column]
-            assert array.dtype == _STORED[column.dtype]
-            assert array.shape == (header.rows, column.width)
-            _write_array(group, column.name, array).attrs["column"] = _text(column.to_json())
+            given = features[column]
+            dataset = _write_blocks(group, column, header.rows, [given] if isinstance(given, np.ndarray) else given)
+            dataset.attrs["column"] = _text(column.to_json())
         return {column: int(group[column.name].id.get_offset()) for column in header.columns}
 
 
@@ -180,6 +179,27 @@ def file_checksum(path: Path) -> str:
 def _write_array(group: h5py.Group, name: str, array: np.ndarray) -> h5py.Dataset:
     dataset = group.create_dataset(name, data=array, track_times=False)
     dataset.attrs["xxh3_128"] = array_checksum(array)
+    return dataset
+
+
+def _write_blocks(group: h5py.Group, column: Column, rows: int, blocks: Iterable[np.ndarray]) -> h5py.Dataset:
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_layout(h5py.h5d.CONTIGUOUS)
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # every byte is about to be written
+    layout.set_obj_track_times(False)
+    space = h5py.h5s.create_simple((rows, column.width))
+    kind = h5py.h5t.py_create(_STORED[column.dtype])
+    dataset = h5py.Dataset(h5py.h5d.create(group.id, column.name.encode(), kind, space, layout))
+    digest, top = xxhash.xxh3_128(), 0
+    for block in blocks:
+        assert block.dtype == _STORED[column.dtype]
+        block = np.ascontiguousarray(block)
+        dataset[top : top + len(block)] = block
+        digest.update(block.data)
+        top += len(block)
+    assert top == rows
+    dataset.attrs["xxh3_128"] = digest.hexdigest()
     return dataset
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from . import catalog
+from .commit import find_contents
 from .errors import StoreDamagedError, StoreError
+from .holdings import unpack_ids
 from .segment import check_arrays, file_checksum, read_extents, read_header, read_identity
 
 __all__ = ["Problem", "VerifyReport", "require_segments", "verify_store"]
@@ -102,13 +107,20 @@ def _catalog_trouble(db: sqlite3.Connection) -> list[str]:
         f"table {row[0]} refers to rows of {row[2]} that are not there"
         for row in db.execute("PRAGMA foreign_key_check")
     ]
-    doubled = db.execute(
-        "SELECT k.name, count(*) FROM (SELECT c.column_id AS column_id FROM vectors v "
-        "  JOIN segments s ON s.id = v.segment_id AND s.removed_in IS NULL"
-        "  JOIN segment_columns c ON c.segment_id = s.id GROUP BY v.content_id, c.column_id HAVING count(*) > 1) "
-        "JOIN columns k ON k.id = column_id GROUP BY k.id"
-    )
-    return trouble + [f"{count:,} images have {name} twice" for name, count in doubled]
+    return trouble + [f"{count:,} images have {name} twice" for name, count in _doubled(db)]
+
+
+def _doubled(db: sqlite3.Connection) -> Iterator[tuple[str, int]]:
+    """Give the columns that hold a content in two live segments, with the number of such contents."""
+    for column_id, name in db.execute("SELECT id, name FROM columns").fetchall():
+        rows = db.execute(
+            "SELECT s.contents, s.rows FROM segments s JOIN segment_columns c ON c.segment_id = s.id "
+            "WHERE c.column_id = ? AND s.removed_in IS NULL",
+            (column_id,),
+        )
+        held = np.concatenate([np.empty(0, dtype=np.int64), *(np.unique(unpack_ids(*row)) for row in rows)])
+        if count := held.size - np.unique(held).size:
+            yield name, count
 
 
 def _size_trouble(path: Path, size: int) -> list[str]:
@@ -143,11 +155,9 @@ def _row_trouble(db: sqlite3.Connection, path: Path, segment_id: int, n_rows: in
         trouble.append("its contract, generation or name is not the catalog's")
     if not header.rows == n_rows == len(ids) == len(content):
         trouble.append(f"rows: {header.rows} in the header, {len(ids)} ids, {len(content)} contents, {n_rows} expected")
-    entered = db.execute(
-        "SELECT c.sha256 FROM vectors v JOIN contents c ON c.id = v.content_id WHERE v.segment_id = ? ORDER BY v.row",
-        (segment_id,),
-    ).fetchall()
-    if [row[0] for row in entered] != [row.tobytes() for row in content]:
+    (packed,) = db.execute("SELECT contents FROM segments WHERE id = ?", (segment_id,)).fetchone()
+    entered = find_contents(db, (row.tobytes() for row in content))
+    if [entered.get(row.tobytes()) for row in content] != unpack_ids(packed, n_rows).tolist():
         trouble.append("its rows are not those that the catalog names")
     entered_columns = db.execute(
         "SELECT k.name, k.width, c.offset FROM segment_columns c JOIN columns k ON k.id = c.column_id "

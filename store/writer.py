@@ -22,13 +22,14 @@ from typing import Any, Self
 import numpy as np
 
 from . import catalog
-from .buffers import Buffers, Row, cast_rows, require_shapes
+from .buffers import Block, Buffers, Row, cast_rows, require_shapes
 from .catalog import printable
-from .commit import Target, WrittenSegment, apply_commit, move_head
+from .commit import Entered, Target, WrittenSegment, add_version, apply_commit, find_contents, next_version, set_head
 from .contract import Column, Contract
 from .durable import make_folder, publish
 from .errors import StoreError
 from .heads import count_uncovered, is_read
+from .holdings import Holdings, load_held, load_refused
 from .lock import writer_lock
 from .plan import Plan, plan_against
 from .registry import ensure_columns, ensure_generation, ensure_set, sweep
@@ -83,6 +84,8 @@ class Writer:
             raise StoreError(f"set name {set_name!r}: use letters, digits, '.', '_' and '-', at most 128 of them")
         self.folder, self.set_name, self.contract, self.columns = folder, set_name, contract, tuple(columns)
         self.command = command
+        self.run = uuid.uuid4().hex
+        """names this run in the log"""
         self.uncovered = 0
         """after closing: images that keep readers at another generation or an earlier version"""
         self._source, self._versions = dict(source or {}), dict(versions or {})
@@ -94,6 +97,8 @@ class Writer:
         self._committed_at = time.monotonic()
         self._buffers = Buffers()
         self._cut_off = False
+        self._held, self._refused = Holdings(), Holdings()
+        self._bits: dict[Column, int] = {}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -108,6 +113,7 @@ class Writer:
                     self._db, self._set_id, self.contract, self._source, self._versions
                 )
                 self._column_ids = ensure_columns(self._db, self._generation.id, self.columns)
+                self._load_holdings()
             self._moves_head = is_read(self._db, self._set_id, self._generation.id)
             self._closing = stack.pop_all()
         return self
@@ -176,12 +182,12 @@ class Writer:
         if strangers := [column.name for column in features if column not in self._column_ids]:
             raise ValueError(f"append: the writer was not opened for {', '.join(strangers)}")
         stored, refused = cast_rows(features)
+        rows = [Row(image, content) for image, content in zip(images, contents, strict=True)]
         with self._lock:
-            for position, (image, content) in enumerate(zip(images, contents, strict=True)):
-                missing = self._missing(content, list(features))
-                reasons = {c: why for c, why in refused.get(position, {}).items() if c in missing}
-                vectors = {c: stored[c][position] for c in missing if c not in reasons}
-                self._buffers.add(image, content, vectors, reasons)
+            for columns, positions in self._lacking(rows, list(features), refused).items():
+                X = {c: stored[c] if len(positions) == len(rows) else stored[c][positions] for c in columns}
+                self._buffers.add(Block([rows[position] for position in positions], X))
+            self._buffers.enter(rows)
             if self._full():
                 self._commit()
         return [RefusedRow(images[position], "; ".join(why.values())) for position, why in refused.items()]
@@ -197,7 +203,7 @@ class Writer:
         with self._lock:
             if not self._committed(content, refused=True) | self._buffers.columns_of(content):
                 raise ValueError(f"link: the content of {image.id!r} has no features in this generation")
-            self._buffers.add(image, content, {}, {})
+            self._buffers.enter([Row(image, content)])
             if self._full():
                 self._commit()
 
@@ -235,29 +241,47 @@ class Writer:
             or time.monotonic() - self._committed_at > MOST_SECONDS
         )
 
+    def _lacking(
+        self, rows: Sequence[Row], columns: Sequence[Column], refused: Mapping[int, Mapping[Column, str]]
+    ) -> dict[tuple[Column, ...], list[int]]:
+        """Group rows by the columns that their contents lack; what cannot be stored is noted as refused."""
+        known = find_contents(self._db, [row.content for row in rows])
+        groups: dict[tuple[Column, ...], list[int]] = {}
+        seen: set[bytes] = set()
+        everything = tuple(columns)
+        for position, (_, content) in enumerate(rows):
+            if content in seen:
+                continue
+            seen.add(content)
+            lacking = everything
+            if content in known or self._buffers.columns_of(content):
+                held = self._held_by(known.get(content)) | self._buffers.columns_of(content)
+                lacking = tuple(column for column in columns if column not in held)
+            if position in refused:
+                reasons = {column: why for column, why in refused[position].items() if column in lacking}
+                if reasons:
+                    self._buffers.refuse(content, reasons)
+                lacking = tuple(column for column in lacking if column not in reasons)
+            if lacking:
+                groups.setdefault(lacking, []).append(position)
+        return groups
+
     def _missing(self, content: bytes, columns: Sequence[Column]) -> list[Column]:
         """Give the columns that a content lacks, committed or buffered."""
-        held = self._held(content)
+        held = self._committed(content, refused=not self._retries) | self._buffers.columns_of(content)
         return [column for column in columns if column not in held]
 
-    def _held(self, content: bytes) -> set[Column]:
-        return self._committed(content, refused=not self._retries) | self._buffers.columns_of(content)
-
     def _committed(self, content: bytes, *, refused: bool = False) -> set[Column]:
-        rows = self._db.execute(
-            "SELECT sc.column_id FROM contents c JOIN vectors v ON v.content_id = c.id "
-            "JOIN segments s ON s.id = v.segment_id AND s.removed_in IS NULL AND s.generation_id = ? "
-            "JOIN segment_columns sc ON sc.segment_id = s.id WHERE c.sha256 = ?",
-            (self._generation.id, content),
-        ).fetchall()
-        if refused:
-            rows += self._db.execute(
-                "SELECT r.column_id FROM contents c JOIN refusals r ON r.content_id = c.id AND r.removed_in IS NULL "
-                "WHERE c.sha256 = ?",
-                (content,),
-            ).fetchall()
-        ids = {row[0] for row in rows}
-        return {column for column, column_id in self._column_ids.items() if column_id in ids} if ids else set()
+        return self._held_by(find_contents(self._db, [content]).get(content), refused=refused)
+
+    def _held_by(self, content_id: int | None, *, refused: bool | None = None) -> set[Column]:
+        """Give the committed columns of a content, refused ones too unless they are to be tried again."""
+        if content_id is None:
+            return set()
+        mask = self._held.mask(content_id)
+        if not self._retries if refused is None else refused:
+            mask |= self._refused.mask(content_id)
+        return {column for column, bit in self._bits.items() if mask & bit}
 
     def _commit(self) -> int | None:
         """Write segments, then the transaction; the buffers are kept until both are done, and tried again."""
@@ -265,17 +289,32 @@ class Writer:
         if not self._buffers.entries and not self._buffers.gone:
             return None
         if self._cut_off:
+            self._load_holdings()
             self._buffers.prune(self._committed)
         self._cut_off = True
         segments = [self._write_segment(*parts) for parts in self._buffers.segments()]
         with catalog.transaction(self._db):
-            version = apply_commit(self._db, self._target(), self._buffers, segments)
+            entered = apply_commit(self._db, self._target(), self._buffers, segments)
+        self._note(entered)
         if segments:
             self._segment_rows = min(self._segment_rows * 2, MOST_ROWS)
-        if version is not None:
-            log.info("committed version %d: %d images, %d segments", version, self._buffers.entries, len(segments))
+        if entered.version is not None:
+            n = self._buffers.entries
+            log.info("committed version %d: %d images, %d segments", entered.version, n, len(segments))
         self._buffers, self._cut_off = Buffers(), False
-        return version
+        return entered.version
+
+    def _load_holdings(self) -> None:
+        ids = list(self._column_ids.values())
+        self._held = load_held(self._db, self._generation.id, ids)
+        self._refused = load_refused(self._db, ids)
+        self._bits = {column: 1 << position for position, column in enumerate(self._column_ids)}
+
+    def _note(self, entered: Entered) -> None:
+        for ids, columns in entered.segments:
+            self._held.add(ids, sum(self._bits[column] for column in columns))
+        for content_id, column in entered.refused:
+            self._refused.add(np.array([content_id]), self._bits[column])
 
     def _target(self) -> Target:
         return Target(
@@ -283,12 +322,13 @@ class Writer:
             generation_id=self._generation.id,
             column_ids=self._column_ids,
             command=printable(self.command),
+            run=self.run,
             checked_ns=self._checked_ns,
             moves_head=self._moves_head,
         )
 
     def _write_segment(
-        self, columns: tuple[Column, ...], rows: list[Row], features: Mapping[Column, np.ndarray]
+        self, columns: tuple[Column, ...], rows: Sequence[Row], features: Mapping[Column, Sequence[np.ndarray]]
     ) -> WrittenSegment:
         name = uuid.uuid4().hex
         relative = f"segments/{self.set_name}/{self._generation.uuid}/{name}.h5"
@@ -322,5 +362,7 @@ class Writer:
             log.warning("readers of %s stay where they are: %d images lack features", self.set_name, self.uncovered)
             return
         with catalog.transaction(self._db):
-            version = move_head(self._db, self._target())
+            version = next_version(self._db)
+            add_version(self._db, self._target(), version, "sync")
+            set_head(self._db, self._target(), version)
         log.info("readers of %s moved to generation %s at version %d", self.set_name, self.generation, version)

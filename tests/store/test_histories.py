@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,9 +205,9 @@ def test_a_matrix_is_of_one_commit_even_when_readers_are_moved_meanwhile(
 
     locate = reading.locate
 
-    def switch_then_locate(db: sqlite3.Connection, set_id: int, column_id: int, as_of: int) -> object:
+    def switch_then_locate(*where: Any) -> Any:
         fill(FILES, contract=other_contract, columns=[wider])
-        return locate(db, set_id, column_id, as_of)
+        return locate(*where)
 
     with monkeypatch.context() as patch:
         patch.setattr(reading, "locate", switch_then_locate)

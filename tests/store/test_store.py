@@ -12,8 +12,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from icecore.store import (
     AmbiguousLayerError,
     Column,
@@ -32,7 +30,6 @@ from icecore.store import (
     VersionNotFoundError,
     verify_store,
 )
-from icecore.store.reading import _copy_rows
 
 FILES = {f"{i:03}.jpg": f"picture {i}" for i in range(20)}
 Fill = Callable[..., FeatureStore]
@@ -395,21 +392,3 @@ def test_interrupted_writing_keeps_what_was_appended_and_a_fault_only_what_was_c
     ids = store["photos"].ids()
     assert "kept.jpg" in ids
     assert "dropped.jpg" not in ids
-
-
-@given(
-    order=st.permutations(range(40)),
-    taken=st.lists(st.integers(0, 39), unique=True, min_size=1).map(sorted),
-    shuffle=st.booleans(),
-)
-def test_rows_are_copied_to_their_places_in_pieces_or_one_by_one(
-    order: list[int], taken: list[int], *, shuffle: bool
-) -> None:
-    source = np.arange(80, dtype=np.float16).reshape(40, 2)
-    rows = np.array(order[: len(taken)] if shuffle else taken)
-    target = np.full((40, 2), -1, np.float32)
-    _copy_rows(source, rows, target, np.array(taken))
-    wanted = np.full((40, 2), -1, np.float32)
-    for row, place in zip(rows, taken, strict=True):
-        wanted[place] = source[row]
-    np.testing.assert_array_equal(target, wanted)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from icecore.store import FeatureStore, StoreDamagedError, verify_store
+from icecore.store.holdings import pack_ids, unpack_ids
 
 FILES = {f"{i:03}.jpg": f"picture {i}" for i in range(40)}
 
@@ -46,7 +47,8 @@ def test_a_segment_cut_short_is_found_and_refused(fill: Callable[..., FeatureSto
 def test_a_catalog_that_points_at_other_rows_is_found(fill: Callable[..., FeatureStore]) -> None:
     store = fill(FILES)
     with sqlite3.connect(store.path / "catalog.sqlite") as db:
-        db.execute("UPDATE vectors SET row = 39 - row")
+        packed, rows = db.execute("SELECT contents, rows FROM segments").fetchone()
+        db.execute("UPDATE segments SET contents = ?", (pack_ids(unpack_ids(packed, rows)[::-1]),))
     db.close()
     (problem,) = verify_store(store.path).problems
     assert problem.what == "its rows are not those that the catalog names"
