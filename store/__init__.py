@@ -18,8 +18,9 @@ from .errors import (
 )
 from .feature_set import Failure, FeatureSet, Matrix
 from .feature_store import FeatureStore
+from .folder import scan_folder
 from .plan import Plan, WorkGroup, plan_sync
-from .scan import IMAGE_EXTENSIONS, Scan, SourceImage, scan_folder
+from .scan import IMAGE_EXTENSIONS, Scan, SourceImage
 from .verify import Problem, VerifyReport, verify_store
 from .writer import RefusedRow, Writer
 

@@ -261,8 +261,8 @@ def _add_failure(db: sqlite3.Connection, target: Target, key: bytes, failed: Fai
 def _remove_stale(db: sqlite3.Connection, target: Target, key: bytes, failed: Failed, version: int) -> int:
     """End the life of a failed image's features where its file may be another now; give 1 where it did."""
     live = _live_images(db, target, [key]).get(key)
-    if live is None:
-        return 0
+    if live is None or not failed.image.is_there:
+        return 0  # an unmounted disk must not empty the store
     # Times too fresh to be trusted may hide that these are other bytes; a file that cannot be read says nothing.
     trusted = not live[4] or failed.kind in ("read", "transient")
     return 0 if live[1:4] == _stat(failed.image) and trusted else _remove(db, target, [key], version)

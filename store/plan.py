@@ -9,6 +9,7 @@ the number of images.
 from __future__ import annotations
 
 import sqlite3
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -222,7 +223,7 @@ class _Merge:
     def _refuse_unmounted(self) -> None:
         """Refuse to take images for deleted whose folder is a link that leads nowhere: its disk may be away."""
         for prefix in self.nowhere:
-            below = sum(key.startswith(prefix) for key in self.gone)
+            below = bisect_left(self.gone, prefix[:-1] + b"0") - bisect_left(self.gone, prefix)  # "0" follows "/"
             if below:
                 link = self.scan.root / decode_id(prefix[:-1])
                 raise SourceError(
@@ -237,7 +238,8 @@ class _Merge:
             self.counts["failed"] += 1
         elif trouble:
             self.broken.append((self.scan.image(key, size, mtime, ctime), trouble))
-            self.nowhere.append(key + b"/")
+            if self.scan.ids_are_paths:
+                self.nowhere.append(key + b"/")
         else:
             verdict, missing = self._judge(found, known, tried=failure is not None)
             self.counts[verdict] += 1

@@ -208,7 +208,7 @@ class Writer:
                 self._commit()
 
     def fail(self, image: SourceImage, kind: str, reason: str) -> None:
-        """Record an image that gave no features; features of its earlier content stop being alive.
+        """Record an image that gave no features; features of its earlier content stop being alive if its file is there.
 
         ``kind`` says what to do next: ``decode``, ``too-large`` and ``unsupported`` are facts about the bytes,
         ``read`` about the file, and ``transient`` ones are tried again by every run.

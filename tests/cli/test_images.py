@@ -173,7 +173,7 @@ def test_failures_are_told_to_people_too(icecore: Icecore, project: Any, mixed: 
 def test_known_failures_are_left_alone_until_asked_or_changed(
     icecore: Icecore, project: Any, mixed: object, noisy: Noisy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("icecore.store.plan.RACY_NS", 0)  # else images so fresh are read again for two seconds
+    monkeypatch.setattr("icecore.store.commit.RACY_NS", 0)  # else images so fresh are read again for two seconds
     icecore("extract", project.config)
     again = icecore("extract", project.config)
     assert again.code == 5
@@ -210,7 +210,7 @@ def test_where_every_image_fails_the_failures_can_still_be_seen(
     icecore: Icecore, project: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project.photos / "bad.png").write_bytes(b"")
-    monkeypatch.setattr("icecore.store.plan.RACY_NS", 0)  # else fresh failures are tried again for two seconds
+    monkeypatch.setattr("icecore.store.commit.RACY_NS", 0)  # else fresh failures are tried again for two seconds
     done = icecore("extract", project.config)
     assert done.code == 5
     assert "0 forwarded" in done.text
@@ -235,7 +235,7 @@ def test_links_that_go_in_circles_or_nowhere_are_failures_and_good_links_are_rea
     (project.photos / "self.png").symlink_to("self.png")
     (project.photos / "nowhere.png").symlink_to("missing.png")
     (project.photos / "link.png").symlink_to("good.png")
-    monkeypatch.setattr("icecore.store.plan.RACY_NS", 0)  # else fresh failures are tried again for two seconds
+    monkeypatch.setattr("icecore.store.commit.RACY_NS", 0)  # else fresh failures are tried again for two seconds
     done = icecore("extract", project.config, "--json")
     assert done.code == 5
     assert {(failure["id"], failure["kind"], failure["reason"]) for failure in done.outcome["failures"]} == {

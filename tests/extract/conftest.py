@@ -119,7 +119,7 @@ def photos(tmp_path: Path, noise: Callable[..., Image.Image], monkeypatch: pytes
     for n in range(8):
         noise(40 + n, 36, seed=n).save(folder / ("a" if n < 4 else "b") / f"{n}.png")
     shutil.copy(folder / "a/1.png", folder / "b/copy.png")
-    monkeypatch.setattr("icecore.store.plan.RACY_NS", 0)  # else every file is too fresh to be trusted for 2 s
+    monkeypatch.setattr("icecore.store.commit.RACY_NS", 0)  # else every file is too fresh to be trusted for 2 s
     return folder
 
 
