@@ -24,17 +24,16 @@ import numpy as np
 from . import catalog
 from .buffers import Block, Buffers, Row, cast_rows, require_shapes
 from .catalog import printable
-from .commit import Entered, Target, WrittenSegment, add_version, apply_commit, find_contents, next_version, set_head
+from .commit import Target, WrittenSegment, add_version, apply_commit, next_version, set_head
 from .contract import Column, Contract
-from .durable import make_folder, publish
 from .errors import StoreError
 from .heads import count_uncovered, is_read
-from .holdings import Holdings, load_held, load_refused
+from .known import Known
 from .lock import writer_lock
 from .plan import Plan, plan_against
+from .publishing import publish_segment
 from .registry import ensure_columns, ensure_generation, ensure_set, sweep
 from .scan import Scan, SourceImage, encode_id
-from .segment import SegmentHeader, file_checksum, write_segment
 from .verify import require_segments
 
 __all__ = ["RefusedRow", "Writer"]
@@ -97,8 +96,6 @@ class Writer:
         self._committed_at = time.monotonic()
         self._buffers = Buffers()
         self._cut_off = False
-        self._held, self._refused = Holdings(), Holdings()
-        self._bits: dict[Column, int] = {}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -113,7 +110,7 @@ class Writer:
                     self._db, self._set_id, self.contract, self._source, self._versions
                 )
                 self._column_ids = ensure_columns(self._db, self._generation.id, self.columns)
-                self._load_holdings()
+                self._known = Known(self._db, self._generation.id, self._column_ids)
             self._moves_head = is_read(self._db, self._set_id, self._generation.id)
             self._closing = stack.pop_all()
         return self
@@ -201,7 +198,7 @@ class Writer:
             When the content has none in this generation.
         """
         with self._lock:
-            if not self._committed(content, refused=True) | self._buffers.columns_of(content):
+            if not self._known.of(content, refused=True) | self._buffers.columns_of(content):
                 raise ValueError(f"link: the content of {image.id!r} has no features in this generation")
             self._buffers.enter([Row(image, content)])
             if self._full():
@@ -245,43 +242,26 @@ class Writer:
         self, rows: Sequence[Row], columns: Sequence[Column], refused: Mapping[int, Mapping[Column, str]]
     ) -> dict[tuple[Column, ...], list[int]]:
         """Group rows by the columns that their contents lack; what cannot be stored is noted as refused."""
-        known = find_contents(self._db, [row.content for row in rows])
+        known = self._known.of_all([row.content for row in rows], refused=not self._retries)
         groups: dict[tuple[Column, ...], list[int]] = {}
         seen: set[bytes] = set()
-        everything = tuple(columns)
         for position, (_, content) in enumerate(rows):
             if content in seen:
                 continue
             seen.add(content)
-            lacking = everything
-            if content in known or self._buffers.columns_of(content):
-                held = self._held_by(known.get(content)) | self._buffers.columns_of(content)
-                lacking = tuple(column for column in columns if column not in held)
-            if position in refused:
-                reasons = {column: why for column, why in refused[position].items() if column in lacking}
-                if reasons:
-                    self._buffers.refuse(content, reasons)
-                lacking = tuple(column for column in lacking if column not in reasons)
+            held = known.get(content, set()) | self._buffers.columns_of(content)
+            reasons = {column: why for column, why in refused.get(position, {}).items() if column not in held}
+            if reasons:
+                self._buffers.refuse(content, reasons)
+            lacking = tuple(column for column in columns if column not in held and column not in reasons)
             if lacking:
                 groups.setdefault(lacking, []).append(position)
         return groups
 
     def _missing(self, content: bytes, columns: Sequence[Column]) -> list[Column]:
         """Give the columns that a content lacks, committed or buffered."""
-        held = self._committed(content, refused=not self._retries) | self._buffers.columns_of(content)
+        held = self._known.of(content, refused=not self._retries) | self._buffers.columns_of(content)
         return [column for column in columns if column not in held]
-
-    def _committed(self, content: bytes, *, refused: bool = False) -> set[Column]:
-        return self._held_by(find_contents(self._db, [content]).get(content), refused=refused)
-
-    def _held_by(self, content_id: int | None, *, refused: bool | None = None) -> set[Column]:
-        """Give the committed columns of a content, refused ones too unless they are to be tried again."""
-        if content_id is None:
-            return set()
-        mask = self._held.mask(content_id)
-        if not self._retries if refused is None else refused:
-            mask |= self._refused.mask(content_id)
-        return {column for column, bit in self._bits.items() if mask & bit}
 
     def _commit(self) -> int | None:
         """Write segments, then the transaction; the buffers are kept until both are done, and tried again."""
@@ -289,13 +269,13 @@ class Writer:
         if not self._buffers.entries and not self._buffers.gone:
             return None
         if self._cut_off:
-            self._load_holdings()
-            self._buffers.prune(self._committed)
+            self._known = Known(self._db, self._generation.id, self._column_ids)
+            self._buffers.prune(self._known.of)
         self._cut_off = True
-        segments = [self._write_segment(*parts) for parts in self._buffers.segments()]
+        segments = [self._publish(*parts) for parts in self._buffers.segments()]
         with catalog.transaction(self._db):
             entered = apply_commit(self._db, self._target(), self._buffers, segments)
-        self._note(entered)
+        self._known.note(entered)
         if segments:
             self._segment_rows = min(self._segment_rows * 2, MOST_ROWS)
         if entered.version is not None:
@@ -303,18 +283,6 @@ class Writer:
             log.info("committed version %d: %d images, %d segments", entered.version, n, len(segments))
         self._buffers, self._cut_off = Buffers(), False
         return entered.version
-
-    def _load_holdings(self) -> None:
-        ids = list(self._column_ids.values())
-        self._held = load_held(self._db, self._generation.id, ids)
-        self._refused = load_refused(self._db, ids)
-        self._bits = {column: 1 << position for position, column in enumerate(self._column_ids)}
-
-    def _note(self, entered: Entered) -> None:
-        for ids, columns in entered.segments:
-            self._held.add(ids, sum(self._bits[column] for column in columns))
-        for content_id, column in entered.refused:
-            self._refused.add(np.array([content_id]), self._bits[column])
 
     def _target(self) -> Target:
         return Target(
@@ -327,32 +295,20 @@ class Writer:
             moves_head=self._moves_head,
         )
 
-    def _write_segment(
+    def _publish(
         self, columns: tuple[Column, ...], rows: Sequence[Row], features: Mapping[Column, Sequence[np.ndarray]]
     ) -> WrittenSegment:
-        name = uuid.uuid4().hex
-        relative = f"segments/{self.set_name}/{self._generation.uuid}/{name}.h5"
-        final = self.folder / relative
-        temporary = final.with_suffix(".h5.tmp")
-        self._db.execute("INSERT INTO intents VALUES (?, ?)", (name, relative))
-        make_folder(final.parent)
-        header = SegmentHeader(
-            uuid=name,
-            set_name=self.set_name,
-            generation=self._generation.uuid,
-            contract=self.contract,
-            columns=columns,
-            rows=len(rows),
-            created=catalog.now(),
-            versions=self._versions,
+        return publish_segment(
+            self.folder,
+            self._db,
+            self.set_name,
+            self._generation,
+            [row.image.key for row in rows],
+            [row.content for row in rows],
+            features,
             source=self._source,
+            versions=self._versions,
         )
-        contents = [row.content for row in rows]
-        digests = np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32)
-        offsets = write_segment(temporary, header, [row.image.key for row in rows], digests, features)
-        checksum, size = file_checksum(temporary), temporary.stat().st_size
-        publish(temporary, final)
-        return WrittenSegment(name, relative, size, checksum, offsets, contents)
 
     def _switch_readers(self) -> None:
         """Let readers see this generation as it is now, once it covers every image of the set."""

@@ -13,13 +13,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from icecore.store import Column, Contract, FeatureStore, SourceImage, durable, segment, verify_store, writer
+from icecore.store import (
+    Column,
+    Contract,
+    FeatureStore,
+    SourceImage,
+    durable,
+    publishing,
+    segment,
+    verify_store,
+    writer,
+)
 
 FILES = {f"{i:03}.jpg": f"picture {i}" for i in range(20)}
 MORE = {**FILES, "new.jpg": "a new picture"}
 STEPS = [
-    (writer, "write_segment"),
-    (writer, "file_checksum"),
+    (publishing, "write_segment"),
+    (publishing, "file_checksum"),
     (durable, "fsync_file"),
     (durable, "fsync_folder"),
     (writer, "apply_commit"),

@@ -21,6 +21,7 @@ from icecore.store import (
     LayerNotFoundError,
     Pooling,
     SourceImage,
+    publishing,
     verify_store,
     writer,
 )
@@ -96,14 +97,14 @@ def test_a_commit_that_fails_is_tried_again_and_loses_nothing(
     fill: Fill, contract: Contract, columns: tuple[Column, Column], image: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = fill(FILES)
-    real, faults = writer.publish, iter([OSError(28, "No space left on device"), KeyboardInterrupt()])
+    real, faults = publishing.publish, iter([OSError(28, "No space left on device"), KeyboardInterrupt()])
 
     def publish(temporary: Path, final: Path) -> None:
         if (fault := next(faults, None)) is not None:
             raise fault
         real(temporary, final)
 
-    monkeypatch.setattr(writer, "publish", publish)
+    monkeypatch.setattr(publishing, "publish", publish)
     with pytest.raises(KeyboardInterrupt), store.writer("photos", contract, columns) as w:
         w.append([image("x.jpg")], [digest("x")], {c: np.ones((1, c.width)) for c in columns})
         with pytest.raises(OSError, match="No space left"):
