@@ -12,17 +12,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AmbiguousLayerError",
+    "ClosedArrayError",
     "ContractMismatchError",
     "FormatError",
     "IncompleteColumnError",
     "LayerNotFoundError",
     "LockedError",
     "MissingExtraError",
+    "NarrowingError",
     "SetNotFoundError",
     "SourceError",
     "StoreDamagedError",
     "StoreError",
     "StoreNotFoundError",
+    "UnknownImageError",
     "VersionNotFoundError",
     "suggest",
 ]
@@ -100,6 +103,31 @@ class IncompleteColumnError(StoreError, ValueError):
             f"set {set_name!r}: {column} covers {present:,} of {total:,} images; "
             f"run `icecore extract` with this layer again, or read with missing='drop'"
         )
+
+
+class UnknownImageError(StoreError, LookupError):
+    """No features are here under these image ids."""
+
+    def __init__(self, unknown: Sequence[str], total: int, near: Iterable[str] = ()) -> None:
+        self.ids, self.total = tuple(unknown), total
+        names = ", ".join(map(repr, self.ids[:3]))
+        more = f" and {len(self.ids) - 3:,} more" if len(self.ids) > 3 else ""
+        super().__init__(f"no image {names}{more} among the {total:,} here{suggest(self.ids[0], near)}")
+
+
+class NarrowingError(StoreError, OverflowError):
+    """A stored value is too large for the dtype asked for."""
+
+    def __init__(self, column: str, dtype: str) -> None:
+        self.column, self.dtype = column, dtype
+        super().__init__(f"{column}: a value is too large for {dtype}; read it as float32")
+
+
+class ClosedArrayError(StoreError, ValueError):
+    """The feature array was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("this feature array is closed; ask the feature set for it again")
 
 
 class VersionNotFoundError(StoreError, LookupError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +55,7 @@ class Places:
         """Number of rows."""
         return int(self.row.size)
 
-    @cached_property
+    @property
     def is_whole(self) -> bool:
         """True when the rows are those of one whole segment, in its own order."""
         return (
@@ -74,6 +73,8 @@ class Places:
             Whatever NumPy takes for one axis: integers in any order and as often as wished, a mask ``(n,)`` or a slice.
         """
         which, row = self.which[index], self.row[index]
-        used, which = np.unique(which, return_inverse=True)
-        extents = tuple(self.extents[i] for i in used.tolist())
-        return Places(self.column, extents, which.astype(np.int32), row)
+        taken = np.bincount(which, minlength=len(self.extents)) > 0
+        if not taken.all():
+            which = (np.cumsum(taken, dtype=np.int32) - 1)[which].astype(np.int32, copy=False)
+        extents = tuple(self.extents[i] for i in np.flatnonzero(taken).tolist())
+        return Places(self.column, extents, which, row)
