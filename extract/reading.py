@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from icecore.store import SourceImage
+from icecore.store.long_paths import open_path
 
 from .errors import ImageError
 
@@ -65,7 +66,7 @@ def read_image_file(image: SourceImage) -> FileBytes:
 
 
 def _read(image: SourceImage) -> tuple[os.stat_result, bytes, os.stat_result]:
-    with os.fdopen(os.open(image.path, _FLAGS), "rb") as file:
+    with os.fdopen(open_path(os.fsencode(image.path), _FLAGS), "rb") as file:
         before = os.fstat(file.fileno())
         if not stat.S_ISREG(before.st_mode):
             raise ImageError("read", "not a regular file")

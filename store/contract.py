@@ -25,6 +25,9 @@ Layout = Literal["NCHW", "NHWC", "NLC", "NC"]
 NUMERICS = ("precision", "decoder")
 """Fields of the base contract in which the nightly GPU and the laptop that predicts may differ."""
 
+MAX_WIDTH = 1_000_000
+"""Most numbers an image that a column may have: 4 MB a row as float32."""
+
 _GEM = re.compile(r"gem(?P<open>\()?(?P<p>\d{1,3}(?:\.\d{1,12})?)?(?(open)\))")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -146,7 +149,7 @@ class Column:
     pooling: Pooling
     """how its map becomes a vector"""
     width: int = field(compare=False)
-    """numbers an image, D"""
+    """numbers an image, D: 1 to 1,000,000"""
     dtype: Dtype = "float16"
     """what is stored"""
     layout: Layout = "NCHW"
@@ -155,6 +158,8 @@ class Column:
     def __post_init__(self) -> None:
         if self.dtype not in get_args(Dtype) or self.layout not in get_args(Layout):
             raise FormatError(f"column {self.layer}: unknown dtype {self.dtype!r} or layout {self.layout!r}")
+        if not 1 <= self.width <= MAX_WIDTH:
+            raise FormatError(f"column {self.layer}: {self.width:,} numbers an image, expected 1 to {MAX_WIDTH:,}")
         if not self.layer or "/" in self.layer or ":" in self.layer or "\0" in self.layer:
             raise FormatError(f"column: {self.layer!r} is not a layer name ('/' and ':' are not allowed)")
 

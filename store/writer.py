@@ -174,8 +174,12 @@ class Writer:
         ------
         ValueError
             When an array has not one row an image, or not the column's width, or the column was not announced.
+        SourceError
+            When an image's id is empty, longer than 4,096 bytes or holds NUL; nothing of the batch is taken.
         """
         require_shapes(len(images), contents, features)
+        for image in images:
+            encode_id(image.id)
         if strangers := [column.name for column in features if column not in self._column_ids]:
             raise ValueError(f"append: the writer was not opened for {', '.join(strangers)}")
         stored, refused = cast_rows(features)
