@@ -19,6 +19,7 @@ from .errors import (
 from .feature_set import Failure, FeatureSet, Matrix
 from .feature_store import FeatureStore
 from .folder import scan_folder
+from .manifest import scan_manifest, scan_source
 from .plan import Plan, WorkGroup, plan_sync
 from .scan import IMAGE_EXTENSIONS, Scan, SourceImage
 from .verify import Problem, VerifyReport, verify_store
@@ -58,5 +59,7 @@ __all__ = [
     "Writer",
     "plan_sync",
     "scan_folder",
+    "scan_manifest",
+    "scan_source",
     "verify_store",
 ]

@@ -31,6 +31,7 @@ class FolderScan(Scan):
     """
 
     ids_are_paths = True
+    manifest = None
 
     def __init__(self, root: Path, extensions: Iterable[str]) -> None:
         self.root = root

@@ -81,7 +81,9 @@ class Scan(Protocol):
     """
 
     root: Path
-    """where relative paths start"""
+    """folder that relative paths start from"""
+    manifest: Path | None
+    """the file that lists the images; None for a folder"""
     extensions: tuple[str, ...]
     """file name endings taken for images, in lower case; empty when all are"""
     ignored: int

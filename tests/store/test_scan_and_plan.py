@@ -231,6 +231,59 @@ def test_images_behind_a_link_whose_disk_is_away_are_not_taken_for_deleted(
     assert replan(store, photos, contract, columns).gone == ("2023/3.jpg",)
 
 
+def test_photos_that_are_links_into_a_disk_that_is_away_keep_their_features(
+    photos: Path, tmp_path: Path, save: Save, contract: Contract, columns: tuple[Column, Column]
+) -> None:
+    """They are failures, because they are there and cannot be read; nothing says that their content is another."""
+    (tmp_path / "disk").mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / "disk" / name).write_bytes(name.encode())
+        (photos / name).symlink_to(tmp_path / "disk" / name)
+    store = save(photos)
+    (tmp_path / "disk").rename(tmp_path / "away")
+    plan = replan(store, photos, contract, columns)
+    assert [(image.id, image.is_there) for image, _ in plan.broken] == [("1.jpg", False), ("2.jpg", False)]
+    assert (plan.gone, plan.vanished) == ((), 0)
+    with store.writer("photos", contract, columns) as writer:
+        for image, reason in writer.plan(scan_folder(photos)).broken:
+            writer.fail(image, "read", reason)
+    assert store["photos"].ids() == ["1.jpg", "2.jpg", "a b.png", "a/1.JPG", "b/2.jpg"]
+    assert [failure.id for failure in store["photos"].failures()] == ["1.jpg", "2.jpg"]
+    (tmp_path / "away").rename(tmp_path / "disk")
+    assert replan(store, photos, contract, columns).retried == 2
+
+
+def test_a_folder_of_nothing_but_dead_links_is_a_disk_that_is_away(
+    tmp_path: Path, save: Save, contract: Contract, columns: tuple[Column, Column]
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "links").mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / "disk" / name).write_bytes(name.encode())
+        (tmp_path / "links" / name).symlink_to(tmp_path / "disk" / name)
+    store = save(tmp_path / "links")
+    (tmp_path / "disk").rename(tmp_path / "away")
+    message = r"links: all that is in it leads nowhere \(2 symbolic links\); mount what they point to; nothing was"
+    with pytest.raises(SourceError, match=message):
+        replan(store, tmp_path / "links", contract, columns)
+
+
+def test_a_name_that_only_begins_as_a_dead_link_does_is_not_below_it(
+    tmp_path: Path, contract: Contract, columns: tuple[Column, Column], fill: Callable[..., FeatureStore]
+) -> None:
+    store = fill({f"{n}{rest}": "same" for n in range(9) for rest in ("", "-x.jpg", "0/1.jpg", ".jpg")})
+    folder = tmp_path / "links"
+    folder.mkdir()
+    (folder / "there.jpg").touch()
+    for n in range(9):
+        (folder / f"{n}").symlink_to("nowhere")
+    plan = replan(store, folder, contract, columns)
+    assert (plan.vanished, len(plan.broken)) == (27, 9)
+    fill({"5/deep/1.jpg": "same"})
+    with pytest.raises(SourceError, match="links/5: this link leads nowhere, and the set holds 1 images below it"):
+        replan(store, folder, contract, columns)
+
+
 def test_a_file_deleted_during_the_walk_is_simply_not_there(photos: Path) -> None:
     for number in range(20):
         (photos / "b" / f"{number:02}.jpg").write_bytes(b"x")
