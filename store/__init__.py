@@ -1,5 +1,6 @@
 """icecore.store: pooled activations in HDF5 segments, and the catalog that says which rows are alive."""
 
+from .compact import Compaction
 from .contract import NUMERICS, Column, Contract, Difference, Pooling
 from .errors import (
     AmbiguousLayerError,
@@ -30,6 +31,7 @@ __all__ = [
     "NUMERICS",
     "AmbiguousLayerError",
     "Column",
+    "Compaction",
     "Contract",
     "ContractMismatchError",
     "Difference",

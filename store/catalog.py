@@ -33,6 +33,7 @@ __all__ = [
     "columns_of",
     "connect",
     "create_catalog",
+    "empty_log",
     "find_generation",
     "generation_by_id",
     "head_of",
@@ -246,6 +247,12 @@ def columns_of(db: sqlite3.Connection, generation_id: int) -> dict[Column, int]:
     """Give the columns of a generation with their rows in the catalog, in the order they were added."""
     rows = db.execute("SELECT id, spec, width FROM columns WHERE generation_id = ? ORDER BY id", (generation_id,))
     return {Column.from_json(json.loads(spec), width): int(row_id) for row_id, spec, width in rows}
+
+
+def empty_log(db: sqlite3.Connection) -> None:
+    """Write the log into the catalog, so that it alone is whole; a reader in mid-query keeps it, unwaited."""
+    db.execute("PRAGMA busy_timeout=0")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from . import catalog
+from .compact import Compaction, compact_store
 from .contract import Column, Contract
 from .durable import make_folder
 from .errors import SetNotFoundError
@@ -101,6 +102,37 @@ class FeatureStore:
             yield db
         finally:
             db.execute("ROLLBACK")  # nothing was written
+
+    def compact(self, set_name: str | None = None, *, dry_run: bool = False, command: str = "") -> list[Compaction]:
+        """Merge the segments of each set, or of one, into as few as can be, the rows in the order of their ids.
+
+        Readers go on meanwhile. Old versions keep the old segments, so that space is free only after gc. Needs the
+        disk space of what it merges.
+
+        Parameters
+        ----------
+        set_name
+            Feature set; all by default.
+        dry_run
+            Say what would be merged, and write nothing.
+        command
+            Recorded in the log.
+
+        Returns
+        -------
+        list of Compaction
+            One for each generation that was not merged already.
+
+        Raises
+        ------
+        LockedError
+            When another run writes to the store.
+        SetNotFoundError
+            When the store has no set of this name.
+        StoreDamagedError
+            When a segment is missing or does not match its checksums; it is not merged.
+        """
+        return compact_store(self.path, set_name, dry_run=dry_run, command=command)
 
     @property
     def models_path(self) -> Path:

@@ -46,6 +46,14 @@ class Holdings:
         answer: np.ndarray = full[self._kinds[ids]]
         return answer
 
+    def groups(self, ids: np.ndarray) -> dict[int, np.ndarray]:
+        """Group contents by their columns: mask -> positions in ``ids``; those without any are left out."""
+        if not ids.size:
+            return {}
+        self._grow(int(ids.max()) + 1)
+        kinds = self._kinds[ids]
+        return {self._masks[kind]: np.flatnonzero(kinds == kind) for kind in np.unique(kinds).tolist() if kind}
+
     def is_empty(self, ids: np.ndarray) -> np.ndarray:
         """Say which contents have no column at all: ``(n,)`` bool."""
         empty = np.array([held == 0 for held in self._masks])

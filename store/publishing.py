@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def publish_segment(
     """Write a segment of a generation to disk under its final name.
 
     The name is entered in ``intents`` first, so that the next writer sweeps the file where the transaction that
-    enters it never comes.
+    enters it never comes; where it fails, nothing is left behind at once.
 
     Parameters
     ----------
@@ -68,7 +69,13 @@ def publish_segment(
         source=source,
     )
     digests = np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32)
-    offsets = write_segment(temporary, header, ids, digests, features)
-    checksum, size = file_checksum(temporary), temporary.stat().st_size
-    publish(temporary, final)
+    try:
+        offsets = write_segment(temporary, header, ids, digests, features)
+        checksum, size = file_checksum(temporary), temporary.stat().st_size
+        publish(temporary, final)
+    except BaseException:
+        for unfinished in (temporary, final):  # a full disk must not stay full of what nobody will read
+            with suppress(OSError):
+                unfinished.unlink()
+        raise
     return WrittenSegment(name, relative, size, checksum, offsets, contents)

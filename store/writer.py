@@ -25,15 +25,16 @@ from . import catalog
 from .buffers import Block, Buffers, Row, cast_rows, require_shapes
 from .catalog import printable
 from .commit import Target, WrittenSegment, add_version, apply_commit, next_version, set_head
+from .compact import choose_small, compact_generation
 from .contract import Column, Contract
 from .errors import StoreError
 from .heads import count_uncovered, is_read
 from .known import Known
-from .lock import writer_lock
 from .plan import Plan, plan_against
 from .publishing import publish_segment
-from .registry import ensure_columns, ensure_generation, ensure_set, sweep
+from .registry import ensure_columns, ensure_generation, ensure_set
 from .scan import Scan, SourceImage, encode_id
+from .session import writing
 from .verify import require_segments
 
 __all__ = ["RefusedRow", "Writer"]
@@ -99,10 +100,7 @@ class Writer:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.enter_context(writer_lock(self.folder, command=self.command))
-            self._db = catalog.connect(self.folder, write=True)
-            stack.callback(self._db.close)
-            sweep(self.folder, self._db)
+            self._db = stack.enter_context(writing(self.folder, command=self.command))
             with catalog.transaction(self._db):
                 self._set_id = ensure_set(self._db, self.set_name)
                 require_segments(self.folder, self._db, self._set_id)
@@ -123,9 +121,8 @@ class Writer:
                 self.commit()
             if kind is None and not self._moves_head:
                 self._switch_readers()
-            # Empty the log, so that the catalog alone is whole; a reader in the middle of a query keeps it, unwaited.
-            self._db.execute("PRAGMA busy_timeout=0")
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            if kind is None:
+                self._merge_small_segments()
 
     @property
     def generation(self) -> str:
@@ -313,6 +310,16 @@ class Writer:
             source=self._source,
             versions=self._versions,
         )
+
+    def _merge_small_segments(self) -> None:
+        chosen = choose_small(self._db, self._generation.id)
+        if not chosen:
+            return
+        done = compact_generation(
+            self.folder, self._db, self.set_name, self._generation, chosen, command=self.command, run=self.run
+        )
+        if done is not None:
+            log.info("merged %d small segments into %d", done.segments_before, done.segments_after)
 
     def _switch_readers(self) -> None:
         """Let readers see this generation as it is now, once it covers every image of the set."""

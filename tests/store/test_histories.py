@@ -300,6 +300,18 @@ class Lives(RuleBasedStateMachine):
             if wanted:
                 self._check(column, contract, wanted)
 
+    @precondition(lambda self: "photos" in self.store.sets())
+    @rule()
+    def compact(self) -> None:
+        """Every column of every set of images in one segment, and no reader notices."""
+        before = {c.name: self.store["photos"].matrix(c.name, missing="drop") for c in self.store["photos"].columns}
+        self.store.compact()
+        assert self.store.compact() == []
+        for name, (ids, X) in before.items():
+            after = self.store["photos"].matrix(name, missing="drop")
+            assert after.ids == ids
+            np.testing.assert_array_equal(after.X, X)
+
     def _read(self, w: writer.Writer, name: str, contract: Contract, columns: list[Column]) -> None:
         text, changed = self.files[name]
         image = SourceImage(name, Path(name), len(text), changed, changed)

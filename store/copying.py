@@ -1,0 +1,39 @@
+"""Rows on their way from segments to a new one, some MiB at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .places import Places
+from .segment import map_column, read_identity
+
+__all__ = ["blocks_of", "digests_of"]
+
+BLOCK = 8 << 20
+"""Bytes copied at a time."""
+
+
+def digests_of(places: Places) -> list[bytes]:
+    """Give the sha256 digest of the image file of each row, from the segments themselves."""
+    digests = np.empty((places.n, 32), dtype=np.uint8)
+    for number, extent in enumerate(places.extents):
+        taken = np.flatnonzero(places.which == number)
+        if taken.size:
+            digests[taken] = read_identity(extent.path)[1][places.row[taken]]
+    return [row.tobytes() for row in digests]
+
+
+def blocks_of(places: Places) -> Iterator[np.ndarray]:
+    """Yield the rows in their stored dtype, ``(k, D)`` at a time."""
+    column = places.column
+    maps = [map_column(e.path, column, e.rows, e.offset) for e in places.extents]
+    step = max(1, BLOCK // (column.width * np.dtype(column.dtype).itemsize))
+    for top in range(0, places.n, step):
+        which, row = places.which[top : top + step], places.row[top : top + step]
+        block = np.empty((row.size, column.width), dtype=np.dtype(column.dtype).newbyteorder("<"))
+        for number in np.unique(which).tolist():
+            taken = which == number
+            block[taken] = maps[number][row[taken]]
+        yield block

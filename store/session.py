@@ -1,0 +1,33 @@
+"""Hold a store for writing: the lock, a swept folder, the catalog; and leave the catalog whole."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from . import catalog
+from .lock import writer_lock
+from .registry import sweep
+
+__all__ = ["writing"]
+
+
+@contextmanager
+def writing(folder: Path, *, command: str = "") -> Iterator[sqlite3.Connection]:
+    """Open the catalog of a store for the length of a ``with`` block as its only writer.
+
+    Raises
+    ------
+    LockedError
+        At once, naming the holder, when another process or thread writes.
+    StoreNotFoundError, FormatError, StoreDamagedError
+        When the catalog cannot be opened.
+    """
+    with writer_lock(folder, command=command), closing(catalog.connect(folder, write=True)) as db:
+        sweep(folder, db)
+        try:
+            yield db
+        finally:
+            catalog.empty_log(db)
