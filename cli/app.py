@@ -34,7 +34,7 @@ COMMANDS = {
     "extract": "Push images through a frozen network and store pooled activations.",
     "layers": "List a network's layers with their shapes and pooled widths.",
     "predict": "Label images with a trained bundle.",
-    "store": "Look into a feature store: ls, show, verify.",
+    "store": "Look into a feature store and keep it in order.",
     "train": "Train classifiers on stored features and write a report.",
 }
 """Subcommand -> one line of help; its module in this package has the same name and holds it under ``command``."""

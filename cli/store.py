@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -95,6 +96,26 @@ def verify(store: Path) -> Outcome:
         return Outcome(Exit.DONE, data, text)
     found = "\n".join(f"  {p.path}: {p.what}" for p in report.problems)
     return Outcome(Exit.STORE_INVALID, data, error=f"{store}: {len(report.problems)} problems\n{found}")
+
+
+@command.add_command
+@make_command(example="icecore store compact features --dry-run")
+@STORE
+@click.argument("set_name", metavar="[SET]", required=False)
+@click.option("--dry-run", is_flag=True, help="Say what would be merged, and write nothing.")
+def compact(store: Path, set_name: str | None, dry_run: bool) -> Outcome:
+    """Merge the segments of STORE, or of one SET, into as few as can be; old versions stay readable until gc."""
+    with FeatureStore.open(store) as opened:
+        done = opened.compact(set_name, dry_run=dry_run, command="icecore store compact")
+    verb = "would be merged" if dry_run else "merged"
+    lines = [
+        f"{one.set_name}: {one.segments_before:,} segments {verb} into {one.segments_after:,}, "
+        f"{one.rows_before:,} rows into {one.rows_after:,}"
+        + (f"; version {one.version}, `icecore store gc` frees the old ones" if one.version is not None else "")
+        for one in done
+    ]
+    text = "\n".join(lines) or f"{store}: nothing to merge"
+    return Outcome(Exit.DONE, {"dry_run": dry_run, "merged": [asdict(one) for one in done]}, text)
 
 
 def _summary(features: FeatureSet) -> dict[str, object]:

@@ -29,7 +29,9 @@ TREE = sorted(walk(cli, ()))
 
 def test_the_tree_holds_what_is_documented() -> None:
     assert {" ".join(words) for words in TREE} == {
-        "", "demo", "extract", "layers", "predict", "store", "store ls", "store show", "store verify", "train",
+        "", "demo", "extract", "layers", "predict", "train",
+        "store", "store ls", "store show", "store verify",
+        "store compact",
     }  # fmt: skip
 
 

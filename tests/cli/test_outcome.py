@@ -55,6 +55,7 @@ SITUATIONS: dict[str, tuple[Exit, Situation]] = {
     "train": (Exit.DONE, lambda p: ["train", p.config]),
     "predict": (Exit.DONE, lambda p: ["predict", p.bundle, p.photos / "val"]),
     "layers": (Exit.DONE, lambda p: ["layers", "squeezenet1_1"]),
+    "store compact": (Exit.DONE, lambda p: ["store", "compact", p.store]),
     "store ls": (Exit.DONE, lambda p: ["store", "ls", p.store]),
     "store show": (Exit.DONE, lambda p: ["store", "show", p.store, "photos"]),
     "store verify": (Exit.DONE, lambda p: ["store", "verify", p.store]),

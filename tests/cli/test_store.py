@@ -127,3 +127,21 @@ def test_a_store_can_be_moved(icecore: Icecore, trained: Any) -> None:
     moved = trained.store.rename(trained.folder / "elsewhere")
     assert icecore("store", "verify", moved).code == 0
     assert icecore("train", trained.config, "--set", "store=elsewhere").code == 0
+
+
+def test_compact_merges_segments_and_says_what_it_would_do(icecore: Icecore, trained: Any) -> None:
+    photo = next(path for path in sorted((trained.photos / "train").rglob("*")) if path.is_file())
+    photo.with_name(f"zzz{photo.suffix}").write_bytes(photo.read_bytes() + b"\0")
+    assert icecore("extract", trained.config).code == 0
+    would = icecore("store", "compact", trained.store, "photos", "--dry-run")
+    assert would.text == "photos: 2 segments would be merged into 1, 19 rows into 19\n"
+    assert len(list(trained.store.rglob("*.h5"))) == 2
+    done = icecore("store", "compact", trained.store, "--json")
+    assert done.code == 0
+    assert [(m["segments_before"], m["segments_after"], m["version"]) for m in done.outcome["merged"]] == [(2, 1, 3)]
+    again = icecore("store", "compact", trained.store)
+    assert (again.code, again.text) == (0, f"{trained.store}: nothing to merge\n")
+    assert icecore("store", "verify", trained.store).code == 0
+    unknown = icecore("store", "compact", trained.store, "photo")
+    assert unknown.code != 0
+    assert "did you mean 'photos'" in unknown.told
