@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 from icecore.store import Column, FeatureStore, Pooling, SourceImage, verify_store
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+DUMPED = next(path for path in sorted(GOLDEN.rglob("*.h5")) if path.stem == "f92b38d5e88d4ccf9051a3f50137de4c")
+FORMAT = Path(__file__).resolve().parents[2] / "store" / "FORMAT.md"
 STATES: list[dict[str, Any]] = json.loads((GOLDEN / "store-v1.json").read_text("utf-8"))
 
 
@@ -69,3 +72,10 @@ def test_the_segments_of_format_1_keep_what_the_format_says(path: Path) -> None:
             assert dataset.chunks is None
             assert dataset.id.get_offset() is not None
             assert np.isfinite(dataset[()]).all()
+
+
+@pytest.mark.skipif(shutil.which("h5dump") is None, reason="h5dump is not installed (Debian: hdf5-tools)")
+def test_the_format_shows_what_h5dump_prints_of_a_golden_segment(tmp_path: Path) -> None:
+    shutil.copy(DUMPED, tmp_path / "segment.h5")
+    done = subprocess.run(["h5dump", "-H", "segment.h5"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in FORMAT.read_text("utf-8")
