@@ -1,6 +1,5 @@
 """icecore.store: pooled activations in HDF5 segments, and the catalog that says which rows are alive."""
 
-from .compact import Compaction
 from .contract import NUMERICS, Column, Contract, Difference, Pooling
 from .errors import (
     AmbiguousLayerError,
@@ -31,7 +30,6 @@ __all__ = [
     "NUMERICS",
     "AmbiguousLayerError",
     "Column",
-    "Compaction",
     "Contract",
     "ContractMismatchError",
     "Difference",
