@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from . import catalog, reading
-from .contract import Column, Contract, Dtype, Pooling
-from .errors import (
-    AmbiguousLayerError,
-    IncompleteColumnError,
-    LayerNotFoundError,
-    StoreError,
-    VersionNotFoundError,
-)
+from .array import FeatureArray
+from .contract import Column, Contract, Dtype
+from .errors import VersionNotFoundError
+from .opening import Located, Snapshot, locate_columns, open_located, require_layers
 from .scan import decode_id
+from .selecting import select_column
 
 __all__ = ["Failure", "FeatureSet", "Matrix"]
-
-Snapshot = Callable[[], AbstractContextManager[sqlite3.Connection]]
-"""opens the catalog for a few queries that all see the same commit"""
 
 
 class Matrix(NamedTuple):
@@ -119,7 +112,7 @@ class FeatureSet:
         """Give the number of images that each column covers."""
         with self._snapshot() as db:
             head = self._head(db)
-            contents = reading.contents_as_of(db, self._set_id, head.as_of)
+            _, contents = reading.images_as_of(db, self._set_id, head.as_of, names=False)
             columns = reading.columns_as_of(db, head)
             return {
                 column: reading.count_as_of(db, contents, head.generation_id, column_id, head.as_of)
@@ -137,7 +130,7 @@ class FeatureSet:
             When the layer is stored under several poolings or dtypes.
         """
         with self._snapshot() as db:
-            return _select(self.name, layer, tuple(reading.columns_as_of(db, self._head(db, version))))
+            return select_column(self.name, layer, tuple(reading.columns_as_of(db, self._head(db, version))))
 
     def matrix(
         self,
@@ -179,36 +172,52 @@ class FeatureSet:
         StoreDamagedError
             When a segment is missing or cut short.
         """
-        places, contents, keep = self._locate(layer, version, missing)
-        X = _gather(places, dtype)
-        return Matrix(self._names(contents, keep), X)
+        array = self._open(layer, version, missing, dtype, with_ids=True)
+        X = array.read()
+        return Matrix(array.ids, X if dtype is None or X.flags.writeable else X.copy())
 
-    def _locate(self, layer, version, missing):
-        layers = [layer] if isinstance(layer, str) else list(layer)
-        if not layers or missing not in ("refuse", "drop"):
-            raise StoreError(f"set {self.name!r}: ask for a layer, and missing='refuse' or 'drop', found {missing!r}")
-        with self._snapshot() as db:
+    def array(
+        self,
+        layer: str | Sequence[str],
+        *,
+        version: int | None = None,
+        dtype: Dtype | None = None,
+        missing: Literal["refuse", "drop"] = "refuse",
+    ) -> FeatureArray:
+        """Give features as an array that is read when it is indexed: for subsets, batches, data frames, torch.
+
+        Parameters are those of ``matrix``, but that rows are read as stored by default. Whatever is committed,
+        merged or collected meanwhile, the array stays of one commit.
+
+        Raises
+        ------
+        LayerNotFoundError, AmbiguousLayerError, IncompleteColumnError, VersionNotFoundError, StoreDamagedError
+            As ``matrix`` does.
+        """
+        return self._open(layer, version, missing, dtype, with_ids=False)
+
+    def _open(
+        self, layer: str | Sequence[str], version: int | None, missing: str, dtype: Dtype | None, *, with_ids: bool
+    ) -> FeatureArray:
+        layers = require_layers(self.name, layer, missing)
+
+        def locate(db: sqlite3.Connection) -> Located:
             head = self._head(db, version)
             known = reading.columns_as_of(db, head)
-            columns = [_select(self.name, name, tuple(known)) for name in layers]
-            contents = reading.contents_as_of(db, self._set_id, head.as_of)
-            found = [reading.locate(db, self.folder, contents, c, known[c], head.as_of) for c in columns]
-            for column, (_, present) in zip(columns, found, strict=True):
-                lacking = (
-                    0
-                    if missing == "drop"
-                    else reading.find_lacking(db, self._set_id, head, known[column], contents, present)
-                )
-                if lacking:
-                    n = int(present.sum())
-                    raise IncompleteColumnError(self.name, column.name, n, n + lacking)
-            keep = np.logical_and.reduce([present for _, present in found])
-            names = reading.names_as_of(db, self._set_id, head.as_of)
-        places = [places if keep.sum() == places.n else places.select(keep[present]) for places, present in found]
-        return places, names, keep
+            columns = [select_column(self.name, one, tuple(known)) for one in layers]
+            pairs = [(column, known[column]) for column in columns]
+            return locate_columns(
+                db,
+                self.folder,
+                self.name,
+                self._set_id,
+                head,
+                pairs,
+                refuse_missing=missing == "refuse",
+                with_ids=with_ids,
+            )
 
-    def _names(self, names, keep):
-        return names if keep.all() else [names[i] for i in keep.nonzero()[0].tolist()]
+        return open_located(self._snapshot, locate, dtype=dtype)
 
     def _head(self, db: sqlite3.Connection, version: int | None = None) -> catalog.Head:
         version = self._pinned if version is None else version
@@ -227,44 +236,3 @@ class FeatureSet:
     def _generation(self) -> catalog.Generation:
         with self._snapshot() as db:
             return catalog.generation_by_id(db, self._head(db).generation_id)
-
-
-def _select(set_name: str, layer: str, columns: tuple[Column, ...]) -> Column:
-    """Find the one column that a selector names."""
-    name, _, rest = layer.partition(":")
-    pooling, _, dtype = rest.partition(":")
-    names = [column.name for column in columns]
-    try:
-        wanted = Pooling.parse(pooling) if pooling else None
-    except ValueError as exc:
-        raise LayerNotFoundError(set_name, layer, names) from exc
-    matches = list(_matching(columns, name, wanted, dtype))
-    if not matches:
-        raise LayerNotFoundError(set_name, layer, names)
-    if len(matches) > 1:
-        raise AmbiguousLayerError(set_name, layer, [column.name for column in matches])
-    return matches[0]
-
-
-def _matching(columns: tuple[Column, ...], layer: str, pooling: Pooling | None, dtype: str) -> Iterator[Column]:
-    for column in columns:
-        if column.layer == layer and pooling in (None, column.pooling) and dtype in ("", column.dtype):
-            yield column
-
-
-def _gather(places, dtype):
-    from .segment import map_column
-
-    if dtype is None and len(places) == 1 and places[0].is_whole:
-        e = places[0].extents[0]
-        return map_column(e.path, e.column, e.rows, e.offset)
-    kind = dtype or np.result_type(*(p.column.dtype for p in places))
-    X = np.empty((places[0].n, sum(p.column.width for p in places)), dtype=kind)
-    left = 0
-    for p in places:
-        for i, e in enumerate(p.extents):
-            at = np.flatnonzero(p.which == i)
-            if at.size:
-                X[at, left : left + p.column.width] = map_column(e.path, e.column, e.rows, e.offset)[p.row[at]]
-        left += p.column.width
-    return X

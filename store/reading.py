@@ -21,13 +21,12 @@ from .places import Extent, Places
 __all__ = [
     "alive_images",
     "columns_as_of",
-    "contents_as_of",
     "count_as_of",
     "failures_as_of",
     "find_lacking",
     "ids_as_of",
+    "images_as_of",
     "locate",
-    "names_as_of",
     "names_of",
 ]
 
@@ -69,18 +68,27 @@ def names_of(joined: bytes) -> list[bytes]:
     return joined.split(b"\0")
 
 
-def names_as_of(db: sqlite3.Connection, set_id: int, as_of: int) -> list[str]:
-    """Give the ids of the images alive as of a version, ordered by their bytes."""
-    names: list[str] = []
-    for joined, _ in alive_images(db, set_id, as_of):
-        names += joined.decode("utf-8", "surrogateescape").split("\0")
-    return names
+def images_as_of(
+    db: sqlite3.Connection, set_id: int, as_of: int, *, names: bool = True
+) -> tuple[list[str], np.ndarray]:
+    """Give the images alive as of a version, in the order of their ids.
 
-
-def contents_as_of(db: sqlite3.Connection, set_id: int, as_of: int) -> np.ndarray:
-    """Give the content of each image alive as of a version, in the order of the images' ids: ``(n,)`` int64."""
-    parts = [contents for _, contents in alive_images(db, set_id, as_of, names=False)]
-    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+    Returns
+    -------
+    ids : list of str
+        Empty where ``names`` is False.
+    contents : np.ndarray
+        ``(n,)`` int64: the content of each.
+    """
+    ids: list[str] = []
+    parts = [np.empty(0, dtype=np.int64)]
+    for joined, contents in alive_images(db, set_id, as_of, names=names):
+        parts.append(contents)
+        if names:
+            ids += joined.decode("utf-8", "surrogateescape").split("\0")
+    found = np.concatenate(parts)
+    assert len(ids) == (found.size if names else 0)
+    return ids, found
 
 
 def columns_as_of(db: sqlite3.Connection, head: Head) -> dict[Column, int]:

@@ -36,7 +36,7 @@ def test_a_segment_cut_short_is_found_and_refused(fill: Callable[..., FeatureSto
     path.write_bytes(path.read_bytes()[:2000])
     (problem,) = verify_store(store.path).problems
     assert "has 2,000 bytes" in problem.what
-    with pytest.raises(StoreDamagedError, match=r"cut short .* store verify"):
+    with pytest.raises(StoreDamagedError, match=r"cut short.* store verify"):
         store["photos"].matrix("layer4")
     path.unlink()
     assert verify_store(store.path).problems[0].what == "is missing"
