@@ -146,16 +146,18 @@ def plan_against(
     if head is not None:
         merge.differences = contract.diff(generation_by_id(db, head.generation_id).contract)
     generation = find_generation(db, set_id, contract)
-    if generation is None:
-        return merge.plan(_known_images(db, set_id), {})
-    ids = columns_of(db, generation.id)
-    wanted = [ids.get(column, -1) for column in columns]
-    merge.held, merge.refused = load_held(db, generation.id, wanted), load_refused(db, wanted)
-    return merge.plan(_known_images(db, set_id), _failures(db, generation.id))
+    failures: dict[bytes, _Stat] = {}
+    if generation is not None:
+        ids = columns_of(db, generation.id)
+        wanted = [ids.get(column, -1) for column in columns]
+        merge.held, merge.refused = load_held(db, generation.id, wanted), load_refused(db, wanted)
+        failures = _failures(db, generation.id)
+    with closing(_known_images(db, set_id)) as known:  # a source that fails half-way must not leave it open
+        return merge.plan(known, failures)
 
 
-def _known_images(db: sqlite3.Connection, set_id: int) -> Iterator[_Known]:
-    """Read the live images in the order of their ids."""
+def _known_images(db: sqlite3.Connection, set_id: int) -> sqlite3.Cursor:
+    """Read the live images, each as ``_Known``, in the order of their ids."""
     return db.execute(
         "SELECT id, size, mtime_ns, ctime_ns, racy, content_id FROM images "
         "WHERE set_id = ? AND removed_in IS NULL ORDER BY id",

@@ -284,6 +284,21 @@ def test_a_name_that_only_begins_as_a_dead_link_does_is_not_below_it(
         replan(store, folder, contract, columns)
 
 
+def test_a_source_that_fails_half_way_is_told_as_such_by_a_writer_too(
+    tmp_path: Path, contract: Contract, columns: tuple[Column, Column], fill: Callable[..., FeatureStore]
+) -> None:
+    """The catalog was still being read then, and its being locked hid why."""
+    store = fill({f"{n}.jpg": "same" for n in range(100)})
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "0.jpg").symlink_to("nowhere")
+    with (
+        pytest.raises(SourceError, match="all that is in it leads nowhere"),
+        store.writer("photos", contract, columns) as writer,
+    ):
+        writer.plan(scan_folder(tmp_path / "links"))
+    assert len(store["photos"].ids()) == 100
+
+
 def test_a_file_deleted_during_the_walk_is_simply_not_there(photos: Path) -> None:
     for number in range(20):
         (photos / "b" / f"{number:02}.jpg").write_bytes(b"x")
