@@ -121,6 +121,7 @@ def plan_sync(
     if not (Path(path) / CATALOG).is_file():
         return _Merge(tuple(columns), scan, **options).plan(iter(()), {})
     with closing(connect(Path(path))) as db:
+        db.execute("BEGIN")  # every query sees the same commit
         set_id = set_id_of(db, set_name)
         if set_id is not None:
             require_segments(Path(path), db, set_id)

@@ -178,12 +178,12 @@ def _listed(layers: str | Sequence[str]) -> list[str]:
 
 
 def _covered_by_all(feature_set: FeatureSet, layers: Sequence[str], stored: Sequence[str]) -> list[str]:
-    """Give the images with a value in every layer; reads only the layers that do not cover all."""
+    """Give the images with a value in every layer; asks only the layers that do not cover all."""
     coverage = feature_set.coverage()
     covered = set(stored)
     for layer in dict.fromkeys(layers):
         if coverage[feature_set.resolve(layer)] < len(stored):
-            covered &= set(feature_set.matrix(layer, dtype=None).ids)
+            covered &= set(feature_set.array(layer).ids)
     return [image for image in stored if image in covered]
 
 
