@@ -1,33 +1,29 @@
-"""Config files: TOML, frozen, unknown keys refused, every fault listed at once with its place and a cure.
+"""What a config file says: its sections and keys, frozen, with their limits; ``loading`` reads it.
 
 Paths in a config are relative to the config file's folder, so that a job does not depend on where it is started.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from icecore.store import IMAGE_EXTENSIONS, Pooling
-from icecore.store.errors import suggest
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from icecore.store import Pooling
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
 
-from .toml_place import find_line
+from .loading import ConfigError, load_config
 
-__all__ = ["ConfigError", "ExtractConfig", "TrainConfig", "load_config"]
+__all__ = ["ConfigError", "ExtractConfig", "Source", "TrainConfig", "load_config"]
 
 ModelName = Literal["logistic_regression", "linear_svm", "rbf_svm", "xgboost"]
-
-
-class ConfigError(ValueError):
-    """A config file, or what was set over it, cannot be used; the message lists every fault."""
-
-    def __init__(self, faults: Sequence[str]) -> None:
-        self.faults = tuple(faults)
-        count = f"{len(faults)} faults" if len(faults) > 1 else "1 fault"
-        super().__init__("\n".join([f"config invalid, {count}:", *(f"  {fault}" for fault in faults)]))
 
 
 def _below_config(value: Any, info: ValidationInfo) -> Any:
@@ -39,6 +35,12 @@ def _below_config(value: Any, info: ValidationInfo) -> Any:
     return Path(folder or ".") / Path(value).expanduser()
 
 
+def _listing(value: Path) -> Path:
+    if value.suffix.lower() not in {".csv", ".parquet"}:
+        raise ValueError("expected a .csv or .parquet file")
+    return value
+
+
 def _pooling(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -48,6 +50,7 @@ def _pooling(value: Any) -> Any:
 
 
 ConfigPath = Annotated[Path, BeforeValidator(_below_config)]
+ManifestPath = Annotated[ConfigPath, AfterValidator(_listing)]
 PoolingName = Annotated[str, BeforeValidator(_pooling)]
 Joined = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -60,14 +63,24 @@ class _Section(BaseModel):
 
 
 class Source(_Section):
-    """Where the images are."""
+    """Where the images are: a folder, or a manifest that lists them."""
 
-    folder: Annotated[ConfigPath, Field(strict=False)]
-    """folder of images, walked with its subfolders"""
-    extensions: tuple[str, ...] = Field(IMAGE_EXTENSIONS, strict=False, min_length=1)
-    """file name endings taken for images"""
+    folder: Annotated[ConfigPath | None, Field(strict=False)] = None
+    """folder of images, walked with its subfolders; beside a manifest the folder that its relative paths start from"""
+    manifest: Annotated[ManifestPath | None, Field(strict=False)] = None
+    """CSV or Parquet file that lists the images: column path, and optionally id; others are ignored"""
+    extensions: tuple[str, ...] | None = Field(None, strict=False, min_length=1)
+    """file name endings taken for images; by default every common one in a folder, and all in a manifest"""
+    prune: Literal["tombstone", "keep"] = "tombstone"
+    """what becomes of images that the source has no more: they leave the current version, or stay"""
     max_removed: Share = 0.5
     """refuse a run that would remove more than this share of the set's images: an unmounted disk"""
+
+    @model_validator(mode="after")
+    def _has_images(self) -> Self:
+        if self.folder is None and self.manifest is None:
+            raise ValueError("folder is missing; name a folder of images, or a manifest that lists them")
+        return self
 
 
 class Backbone(_Section):
@@ -127,7 +140,7 @@ class Labels(_Section):
     """What each image is."""
 
     csv: Annotated[ConfigPath | None, Field(strict=False)] = None
-    """file with columns path,label and optionally split,group; without it labels come from folder names"""
+    """file with columns path (or id), label and optionally split, group; without it labels come from folder names"""
     layout: Literal["split/label", "label"] = "split/label"
     """meaning of the folders: train/ants/1.jpg, or ants/1.jpg"""
     unknown: Literal["error", "skip"] = "error"
@@ -200,99 +213,3 @@ class TrainConfig(_Section):
     backbone: Backbone | None = None
     preprocess: Preprocess | None = None
     compute: Compute | None = None
-
-
-C = TypeVar("C", bound=BaseModel)
-
-
-def load_config(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
-    """Read a config file, with ``key=value`` overrides on top.
-
-    Parameters
-    ----------
-    kind
-        Which config it is.
-    path
-        TOML file.
-    overrides
-        ``train.folds=3``: a dotted key and a TOML value; text that is no TOML value is taken as a string.
-
-    Raises
-    ------
-    ConfigError
-        Listing every fault: file, line, key, what is allowed, and what was probably meant.
-    """
-    try:
-        text = path.read_text("utf-8")
-        values = tomllib.loads(text)
-    except FileNotFoundError as exc:
-        raise ConfigError([f"{path}: no such file"]) from exc
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise ConfigError([f"{path}: {exc}"]) from exc
-    for override in overrides:
-        _set(values, override)
-    try:
-        return kind.model_validate(values, context={"folder": path.parent})
-    except ValidationError as exc:
-        overridden = {tuple(o.partition("=")[0].strip().split(".")) for o in overrides}
-        # Items that fail also leave their list too short, which is no fault of its own.
-        errors = [e for e in exc.errors() if not (e["type"] == "too_short" and e["input"])]
-        # A value that fits none of several types gives an error for each; one will do.
-        faults = {(_key(error), _index(error)): _fault(path, text, kind, overridden, error) for error in errors}
-        raise ConfigError(list(faults.values())) from exc
-
-
-def _set(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = [part.strip() for part in key.split(".")]
-    if not equals or not all(parts):
-        raise ConfigError([f"--set {override}: expected key=value, such as compute.batch_size=32"])
-    table = values
-    for part in parts[:-1]:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise ConfigError([f"--set {override}: {part} is a value, not a section"])
-    try:
-        table[parts[-1]] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        table[parts[-1]] = text.strip()
-
-
-def _fault(path: Path, text: str, kind: type[BaseModel], overridden: set[tuple[str, ...]], error: Any) -> str:
-    key, index = _key(error), _index(error)
-    line = find_line(text, key)
-    unknown = error["type"] == "extra_forbidden"
-    ours = [o for o in overridden if o == key or (unknown and o[: len(key)] == key)]
-    place = f"--set {'.'.join(ours[0])}" if ours else f"{path}:{line}" if line else f"{path}"
-    message = error["msg"].removeprefix("Value error, ")
-    if unknown:
-        known = _known_keys(kind, key[:-1])
-        message = f"unknown key{suggest(key[-1], known) or '; known: ' + ', '.join(known)}"
-    elif error["type"] == "missing":
-        message = "missing"
-    else:
-        message = f"{message[0].lower()}{message[1:]}, found {error['input']!r}"
-        if error["type"] == "literal_error" and isinstance(error["input"], str):
-            message += suggest(
-                error["input"], error["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-            )
-    return f"{place}: {'.'.join(key)}{index}: {message}"
-
-
-def _key(error: Any) -> tuple[str, ...]:
-    """Give the dotted key of an error, without the names of types that pydantic puts between."""
-    names = (part for part in error["loc"] if isinstance(part, str))
-    return tuple(name for name in names if not name.startswith("tuple[") and name not in ("str", "[key]"))
-
-
-def _index(error: Any) -> str:
-    return "".join(f"[{part}]" for part in error["loc"] if isinstance(part, int))
-
-
-def _known_keys(kind: type[BaseModel], path: tuple[str, ...]) -> list[str]:
-    fields = kind.model_fields
-    for part in path:
-        inner = fields[part].annotation
-        choices = [c for c in (inner, *getattr(inner, "__args__", ())) if isinstance(c, type)]
-        fields = next(c.model_fields for c in choices if issubclass(c, BaseModel))
-    return sorted(fields)

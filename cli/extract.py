@@ -1,4 +1,4 @@
-"""``icecore extract``: bring a feature set up to date with an image folder."""
+"""``icecore extract``: bring a feature set up to date with an image folder or a manifest."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from .table import one_line
 
 if TYPE_CHECKING:
     from icecore.extract import ExtractReport
+    from icecore.extract.report import Prune
+    from icecore.store import Scan
 
-    from .config import ExtractConfig
+    from .config import ExtractConfig, Source
 
 __all__ = ["command", "extract_from_config", "local_path"]
 
@@ -27,7 +29,15 @@ __all__ = ["command", "extract_from_config", "local_path"]
 @click.option("--dry-run", is_flag=True, help="Print the sync plan and write nothing.")
 @click.option("--rehash", is_flag=True, help="Read every file, whatever its size and times say.")
 @click.option("--retry-failed", is_flag=True, help="Try recorded failures again although their files are as they were.")
-def extract(config: Path, overrides: tuple[str, ...], dry_run: bool, rehash: bool, retry_failed: bool) -> Outcome:
+@click.option(
+    "--prune",
+    type=click.Choice(["tombstone", "keep"]),
+    help="What becomes of images that the source has no more: they leave the current version, or stay. "
+    "By default source.prune of CONFIG.",
+)
+def extract(
+    config: Path, overrides: tuple[str, ...], dry_run: bool, rehash: bool, retry_failed: bool, prune: Prune | None
+) -> Outcome:
     """Push new and changed images through the frozen network of CONFIG and store what its layers give."""
     from .config import ExtractConfig, load_config
 
@@ -38,6 +48,7 @@ def extract(config: Path, overrides: tuple[str, ...], dry_run: bool, rehash: boo
         dry_run=dry_run,
         rehash=rehash,
         retry_failed=retry_failed,
+        prune=prune,
         command=f"icecore extract {config}",
     )
     failed = len(report.failures) + report.plan.failed
@@ -45,16 +56,19 @@ def extract(config: Path, overrides: tuple[str, ...], dry_run: bool, rehash: boo
     return Outcome(code, _facts(report), _plan_text(report) if dry_run else _done_text(report))
 
 
-def extract_from_config(config: ExtractConfig, folder: Path, **options: Any) -> ExtractReport:
+def extract_from_config(
+    config: ExtractConfig, folder: Path, *, prune: Prune | None = None, **options: Any
+) -> ExtractReport:
     """Run the extraction that a config describes; ``folder`` is where the config lies."""
     from icecore.extract import extract_images
 
     backbone, compute = config.backbone, config.compute
+    scan = _scan(config.source)
     with progress_bar("extract") as progress:
         return extract_images(
             config.store,
             config.set,
-            config.source.folder,
+            scan,
             backbone_name=backbone.name,
             weights=local_path(backbone.weights, folder),
             layers=backbone.layers,
@@ -67,12 +81,21 @@ def extract_from_config(config: ExtractConfig, folder: Path, **options: Any) -> 
             precision=compute.precision,
             batch_size=compute.batch_size,
             threads=compute.threads,
-            extensions=config.source.extensions,
             max_pixels=compute.max_pixels,
+            prune=prune or config.source.prune,
             max_removed=config.source.max_removed,
             progress=progress,
             **options,
         )
+
+
+def _scan(source: Source) -> Scan:
+    from icecore.store import scan_manifest, scan_source
+
+    if source.manifest is not None:
+        return scan_manifest(source.manifest, root=source.folder, extensions=source.extensions)
+    assert source.folder is not None  # one of the two is there, says the config
+    return scan_source(source.folder, extensions=source.extensions)
 
 
 def local_path(weights: str | None, folder: Path) -> str | Path | None:
@@ -95,6 +118,8 @@ def _facts(report: ExtractReport) -> dict[str, Any]:
         "forwarded": report.forwarded,
         "linked": report.linked,
         "removed": report.removed,
+        "kept": report.kept,
+        "prune": report.prune,
         "failures": [{"id": f.id, "kind": f.kind, "reason": f.reason} for f in report.failures],
         "columns": [{"name": c.name, "width": c.width} for c in report.columns],
         "contract_hash": report.contract_hash,
@@ -125,7 +150,8 @@ def _plan_text(report: ExtractReport) -> str:
     if plan.broken:
         lines.append(f"  {len(plan.broken):>8,}  links or special files that cannot be read")
     if plan.vanished:
-        lines.append(f"  {plan.vanished:>8,}  gone from the folder")
+        source = "manifest" if "manifest" in report.source else "folder"
+        lines.append(f"  {plan.vanished:>8,}  gone from the {source}{', kept' if report.kept else ''}")
     columns = ", ".join(f"{column.name} ({column.width})" for column in report.columns)
     return "\n".join(
         [*lines, f"  columns: {columns}", f"  on {report.device}, {report.precision}; nothing was written"]
@@ -143,7 +169,7 @@ def _differences(report: ExtractReport) -> list[str]:
 
 def _done_text(report: ExtractReport) -> str:
     plan, lines = report.plan, _differences(report)
-    if not (plan.to_read or plan.gone or plan.broken):
+    if not (plan.to_read or plan.broken or (plan.gone and report.prune != "keep")):
         lines.append(f"{report.set_name}: nothing to do, {plan.unchanged:,} images unchanged")
     else:
         parts = [
@@ -156,6 +182,8 @@ def _done_text(report: ExtractReport) -> str:
         if report.forwarded:
             rate = f"{report.images_per_second:.1f} images/s"
             lines.append(f"  {report.seconds:.1f} s, {rate} on {report.device}, {report.precision}")
+    if report.kept:
+        lines.append(f"  {report.kept:,} are gone from the source and were kept; --prune tombstone lets them go")
     if report.uncovered:
         lines.append(f"  readers stay at what they saw before: {report.uncovered:,} images lack features of this run")
     if plan.failed:

@@ -14,7 +14,7 @@ from .table import table
 if TYPE_CHECKING:
     from icecore.train import Progress, TrainResult
 
-    from .config import TrainConfig
+    from .config import Source, TrainConfig
 
 __all__ = ["command", "leaderboard", "train_from_config"]
 
@@ -57,10 +57,17 @@ def train_from_config(config: TrainConfig) -> TrainResult:
         name=train.name,
         save=train.save,
         report=train.report,
-        images=config.source.folder if config.source else None,
+        images=_image_folder(config.source),
         config=config.model_dump(mode="json"),
         progress=_say,
     )
+
+
+def _image_folder(source: Source | None) -> Path | None:
+    """Give the folder that ids are looked for in, for the report's pictures; a manifest's own where it has no other."""
+    if source is None or source.manifest is None:
+        return source.folder if source else None
+    return source.folder or source.manifest.parent
 
 
 def leaderboard(result: TrainResult) -> str:

@@ -101,14 +101,17 @@ class SourceLostError(ExtractError, OSError):
 
 
 class RemovalRefusedError(ExtractError, ValueError):
-    """So many images vanished from the source that a wrong folder is likelier than a clean-up."""
+    """So many images vanished from the source that an unmounted disk is likelier than a clean-up.
 
-    def __init__(self, set_name: str, source: object, *, gone: int, total: int, limit: float) -> None:
+    ``where`` says where they were looked for: ``under /srv/photos``, ``in images.csv``.
+    """
+
+    def __init__(self, set_name: str, where: str, *, gone: int, total: int, limit: float) -> None:
         self.gone, self.total, self.limit = gone, total, limit
         super().__init__(
-            f"set {set_name!r}: {gone:,} of its {total:,} images are no longer under {source}, more than the "
-            f"share of {limit:g} that one run may remove; check the folder, or allow it with "
-            f"`--set source.max_removed=1`"
+            f"set {set_name!r}: {gone:,} of its {total:,} images are no longer {where}, more than the share of "
+            f"{limit:g} that one run may remove; nothing was changed: check the source, or allow it with "
+            f"`--set source.max_removed=1`, or leave them where they are with `--prune keep`"
         )
 
 

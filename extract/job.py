@@ -1,4 +1,4 @@
-"""The whole extraction: folder, plan, backbone, batches, store."""
+"""The whole extraction: source, plan, backbone, batches, store."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import PIL
 import torch
 import torchvision
 from icecore.store import (
-    IMAGE_EXTENSIONS,
     Column,
     FeatureStore,
     Plan,
@@ -22,17 +21,17 @@ from icecore.store import (
     SourceImage,
     Writer,
     plan_sync,
-    scan_folder,
 )
 
 from .backbone import Backbone, load_backbone
-from .errors import RemovalRefusedError, SourceLostError
+from .errors import SourceLostError
 from .images import MAX_PIXELS
 from .layers import columns_for, resolve_layers
 from .pipeline import Batch, Failed, Row, default_threads, read_batches
 from .preprocess import Preprocess
 from .recording import Progress, Tally, fail_image, record_batch
-from .report import ExtractReport
+from .report import ExtractReport, Prune
+from .sourcing import place_of, refuse_removal, scan_of
 from .trunk import Trunk, choose_device, default_batch_size
 
 __all__ = ["extract_images"]
@@ -51,12 +50,13 @@ class _Task:
     threads: int
     max_pixels: int
     source: Mapping[str, str | None]
+    prune: Prune
 
 
 def extract_images(
     store_path: Path | str,
     set_name: str,
-    source: Path | str,
+    source: Path | str | Scan,
     *,
     backbone_name: str,
     weights: str | Path | None,
@@ -70,16 +70,17 @@ def extract_images(
     precision: str = "fp32",
     batch_size: int | None = None,
     threads: int | None = None,
-    extensions: Sequence[str] = IMAGE_EXTENSIONS,
+    extensions: Sequence[str] | None = None,
     max_pixels: int = MAX_PIXELS,
     rehash: bool = False,
     retry_failed: bool = False,
+    prune: Prune = "tombstone",
     max_removed: float = 0.5,
     command: str = "",
     progress: Progress | None = None,
     dry_run: bool = False,
 ) -> ExtractReport:
-    """Bring a feature set up to date with an image folder.
+    """Bring a feature set up to date with an image folder, or with a manifest.
 
     Only content never seen under this contract and column goes through the network, once, for all its layers.
     Images that fail are recorded and the job goes on. Killed at any moment it can be started again and ends with
@@ -92,7 +93,8 @@ def extract_images(
     set_name
         Feature set within it.
     source
-        Folder of images, searched with its sub-folders.
+        Folder of images, searched with its sub-folders; or a CSV or Parquet file that lists them, by its ending
+        ``.csv`` or ``.parquet``; or what ``scan_folder`` or ``scan_manifest`` gives.
     backbone_name, weights, preprocess, preprocess_changes, arguments
         As ``load_backbone`` takes them.
     layers
@@ -109,15 +111,18 @@ def extract_images(
         Decoding threads; 0 decodes between the passes. Default: one for each processor that the process may
         use, at most 32.
     extensions
-        File name endings taken for images.
+        File name endings taken for images; by default those of images in a folder, and all in a manifest.
     max_pixels
         Larger images fail as ``too-large``.
     rehash
         Read every file, whatever its size and times say.
     retry_failed
         Try recorded failures again although their files did not change.
+    prune
+        What becomes of images that the source has no more. ``tombstone``: they leave the current version, older ones
+        keep them. ``keep``: nothing is removed; the report counts them.
     max_removed
-        Share of the set's images, 0 to 1, that may vanish in one run.
+        Share of the set's images, 0 to 1, that one run may remove.
     command
         Recorded with the commits.
     progress
@@ -139,14 +144,16 @@ def extract_images(
     SourceLostError
         When file after file cannot be read because the source has gone; what was computed until then is kept.
     StoreError
-        When the folder cannot be listed or holds no images, or the store is locked or damaged.
+        When the source cannot be seen as a whole or holds no images, or the store is locked or damaged.
     ValueError
-        When a pooling, dtype or number is out of range.
+        When a pooling, dtype, policy or number is out of range, or ``extensions`` come with a scan, which has its own.
     """
     threads = default_threads() if threads is None else threads
     if not 0 <= max_removed <= 1 or (batch_size is not None and batch_size < 1) or threads < 0:
         found = f"max_removed {max_removed}, batch_size {batch_size}, threads {threads}"
         raise ValueError(f"expected max_removed from 0 to 1, batch_size above 0, threads 0 or more; found {found}")
+    if prune not in get_args(Prune):
+        raise ValueError(f"expected prune to be {' or '.join(get_args(Prune))}; found {prune!r}")
     chosen = str(choose_device(device, precision=precision))
     backbone = load_backbone(
         backbone_name,
@@ -155,18 +162,20 @@ def extract_images(
         preprocess_changes=preprocess_changes,
         arguments=arguments,
     )
+    scan = scan_of(source, extensions)
     names = resolve_layers(backbone.layers, layers, backbone=backbone.name)
     backbone.require(names)
     task = _Task(
         backbone=backbone,
         columns=columns_for(backbone.layers, names, poolings, dtype=dtype),
-        scan=scan_folder(source, extensions=extensions),
+        scan=scan,
         device=chosen,
         precision=precision,
         batch_size=default_batch_size(torch.device(chosen)) if batch_size is None else batch_size,
         threads=threads,
         max_pixels=max_pixels,
-        source={**backbone.source, "folder": str(Path(source).absolute()), "device": chosen},
+        source={**backbone.source, **place_of(scan), "device": chosen},
+        prune=prune,
     )
     options = {"rehash": rehash, "retry_failed": retry_failed}
     if dry_run:
@@ -192,7 +201,8 @@ def _run(
         set_name, contract, task.columns, command=command, source=task.source, versions=_versions()
     ) as writer:
         plan = writer.plan(task.scan, **options)
-        _refuse_removal(set_name, task.source["folder"], plan, max_removed)
+        if task.prune == "tombstone":
+            refuse_removal(set_name, task.scan, plan, max_removed)
         tally = Tally(total=plan.to_read + len(plan.broken), progress=progress)
         for image, reason in plan.broken:
             fail_image(writer, tally, image, "read", reason)
@@ -205,14 +215,15 @@ def _run(
         except SourceLostError:
             writer.commit()
             raise
-        writer.remove(plan.gone)
+        if task.prune == "tombstone":
+            writer.remove(plan.gone)
     return _report(
         task,
         set_name,
         plan,
         forwarded=tally.forwarded,
         linked=tally.linked,
-        removed=plan.vanished,
+        removed=plan.vanished if task.prune == "tombstone" else 0,
         uncovered=writer.uncovered,
         failures=tuple(tally.failures),
         version=store[set_name].version if set_name in store.sets() else None,
@@ -264,11 +275,6 @@ def _trunk(task: _Task, columns: Sequence[Column]) -> Trunk:
     return Trunk(task.backbone, columns, device=task.device, precision=task.precision, batch_size=task.batch_size)
 
 
-def _refuse_removal(set_name: str, folder: object, plan: Plan, max_removed: float) -> None:
-    if plan.vanished > max_removed * plan.total:
-        raise RemovalRefusedError(set_name, folder, gone=plan.vanished, total=plan.total, limit=max_removed)
-
-
 def _versions() -> dict[str, str]:
     return {
         "torch": torch.__version__,
@@ -287,6 +293,7 @@ def _report(task: _Task, set_name: str, plan: Plan, *, dry_run: bool = False, **
         device=task.device,
         precision=task.precision,
         source=task.source,
+        prune=task.prune,
         dry_run=dry_run,
         **done,
     )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from icecore.store import Column, Plan
 
-__all__ = ["ExtractReport", "FailedImage"]
+__all__ = ["ExtractReport", "FailedImage", "Prune"]
+
+Prune = Literal["tombstone", "keep"]
+"""What becomes of images that the source has no more: they leave the current version, or nothing is removed."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class FailedImage:
     """An image that gave no features in this run."""
 
     id: str
-    """path relative to the source folder"""
+    """path below the source folder, or what a manifest calls it"""
     kind: str
     """``read``, ``transient``, ``decode``, ``too-large``, ``unsupported`` or ``value``"""
     reason: str
@@ -29,7 +33,7 @@ class ExtractReport:
     set_name: str
     """feature set"""
     plan: Plan
-    """what the comparison of folder and store gave: added, changed, backfill, unchanged, gone ..."""
+    """what the comparison of source and store gave: added, changed, backfill, unchanged, gone ..."""
     columns: tuple[Column, ...]
     """what was asked for"""
     contract_hash: str
@@ -39,7 +43,9 @@ class ExtractReport:
     precision: str
     """``fp32``, ``bf16`` or ``fp16``"""
     source: Mapping[str, str | None]
-    """backbone, weights, preprocessing and folder, as recorded in the store"""
+    """backbone, weights, preprocessing, folder and manifest, as recorded in the store"""
+    prune: Prune
+    """what became of images that the source has no more"""
     dry_run: bool
     """True when only the plan was made"""
     forwarded: int = 0
@@ -49,13 +55,18 @@ class ExtractReport:
     uncovered: int = 0
     """images without features that keep readers at another generation or an earlier version"""
     removed: int = 0
-    """images that the folder has no more"""
+    """images that the source has no more and that left the current version"""
     failures: tuple[FailedImage, ...] = ()
     """images that gave no features, in the order met; earlier failures left alone are in ``plan.failed``"""
     version: int | None = None
     """version of the set that readers see now; None while it has none"""
     seconds: float = 0.0
     """time from the plan to the last commit"""
+
+    @property
+    def kept(self) -> int:
+        """Images that the source has no more and that stay, because nothing is pruned."""
+        return self.plan.vanished if self.prune == "keep" else 0
 
     @property
     def images_per_second(self) -> float:

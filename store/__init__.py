@@ -18,8 +18,8 @@ from .errors import (
 )
 from .feature_set import Failure, FeatureSet, Matrix
 from .feature_store import FeatureStore
-from .folder import scan_folder
-from .manifest import scan_manifest, scan_source
+from .folder import FolderScan, scan_folder
+from .manifest import ManifestScan, scan_manifest, scan_source
 from .plan import Plan, WorkGroup, plan_sync
 from .scan import IMAGE_EXTENSIONS, Scan, SourceImage
 from .verify import Problem, VerifyReport, verify_store
@@ -36,10 +36,12 @@ __all__ = [
     "Failure",
     "FeatureSet",
     "FeatureStore",
+    "FolderScan",
     "FormatError",
     "IncompleteColumnError",
     "LayerNotFoundError",
     "LockedError",
+    "ManifestScan",
     "Matrix",
     "MissingExtraError",
     "Plan",

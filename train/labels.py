@@ -28,7 +28,7 @@ __all__ = [
 FolderLayout = Literal["split/label", "label"]
 Policy = Literal["error", "skip"]
 
-_REQUIRED = ("path", "label")
+_ID, _PATH = "id", "path"
 _OPTIONAL = ("split", "group")
 _SHOWN_FAULTS = 10
 
@@ -61,10 +61,10 @@ class FolderLabels:
 
 @dataclass(frozen=True)
 class CsvLabels:
-    """Labels are rows of a CSV file with the header ``path,label[,split][,group]``."""
+    """Labels are rows of a CSV file with the header ``path,label[,split][,group]``, or ``id`` in place of ``path``."""
 
     path: Path
-    """the file; its ``path`` column is relative to the image folder"""
+    """the file; its ``path`` column is relative to the image folder, its ``id`` column holds ids as a manifest does"""
     unknown: Policy = "error"
     """what to do with rows whose image is not in the store"""
     missing: Policy = "error"
@@ -133,9 +133,10 @@ def labels_from_folders(ids: Sequence[str], *, layout: FolderLayout = "split/lab
 def labels_from_csv(path: Path | str) -> Labels:
     """Read labels from a CSV file with the header ``path,label[,split][,group]``.
 
-    The file is UTF-8 (a byte order mark is allowed); other bytes become surrogates, as in image ids, so a
-    file name that is not UTF-8 still finds its image. Other columns are ignored. An empty group means that
-    the image stands alone. One pass over the file; all of it is held in memory.
+    A column ``id`` names the images where there is one, and ``path`` is not needed then: a manifest with labels is
+    read by extraction and by training alike. The file is UTF-8 (a byte order mark is allowed); other bytes become
+    surrogates, as in image ids, so a file name that is not UTF-8 still finds its image. Other columns are ignored.
+    An empty group means that the image stands alone. One pass over the file; all of it is held in memory.
 
     Raises
     ------
@@ -184,7 +185,8 @@ def match_labels(
         raise LabelError(
             f"{labels.source}: {len(odd):,} labelled images are not in the store: "
             f"{first_few(odd)}; "
-            f'paths must be relative to the image folder; extract them, or set labels.unknown = "skip"'
+            f"paths must be relative to the image folder, and a column 'id' must hold the store's ids; "
+            f'extract them, or set labels.unknown = "skip"'
         )
     if bare and missing == "error":
         raise LabelError(
@@ -205,6 +207,7 @@ class _Table:
 
     path: Path
     file: TextIO
+    key: str = _PATH
     line: dict[str, int] = field(default_factory=dict)
     rows: list[dict[str, str]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -234,14 +237,15 @@ class _Table:
             raise LabelError(f"{self.path}, line {start}: malformed CSV ({exc})") from exc
 
     def _check_header(self, header: list[str]) -> None:
-        absent = [name for name in _REQUIRED if name not in header]
+        self.key = _ID if _ID in header else _PATH
+        absent = [name for name in (self.key, "label") if name not in header]
         if absent:
             found = ", ".join(map(repr, header)) or "an empty file"
             raise LabelError(
                 f"{self.path}: no column {' nor '.join(map(repr, absent))}; found {found}; "
                 "the first line must be path,label[,split][,group]"
             )
-        if twice := {name for name in (*_REQUIRED, *_OPTIONAL) if header.count(name) > 1}:
+        if twice := {name for name in (_ID, _PATH, "label", *_OPTIONAL) if header.count(name) > 1}:
             raise LabelError(f"{self.path}: column {', '.join(sorted(twice))} is there more than once")
 
     def _take(self, line: int, header: list[str], values: list[str]) -> None:
@@ -249,9 +253,9 @@ class _Table:
             self.faults.append(f"line {line}: {len(values)} fields, the header has {len(header)}")
             return
         row = dict(zip(header, values, strict=True))
-        image = row["path"]
+        image = row[self.key]
         if not image:
-            self.faults.append(f"line {line}: empty path")
+            self.faults.append(f"line {line}: empty {self.key}")
         elif not row["label"].strip():
             self.faults.append(f"line {line}: empty label of {image!r}")
         elif image in self.line:
@@ -265,7 +269,7 @@ class _Table:
         if "split" not in header or not any(row["split"].strip() for row in self.rows):
             return
         self.faults += [
-            f"line {self.line[row['path']]}: empty split of {row['path']!r}"
+            f"line {self.line[row[self.key]]}: empty split of {row[self.key]!r}"
             for row in self.rows
             if not row["split"].strip()
         ]
@@ -279,6 +283,6 @@ class _Table:
         def column(name: str) -> dict[str, str]:
             if name not in header:
                 return {}
-            return {row["path"]: row[name].strip() for row in self.rows if row[name].strip()}
+            return {row[self.key]: row[name].strip() for row in self.rows if row[name].strip()}
 
         return Labels(column("label"), column("split"), column("group"), source=str(self.path))

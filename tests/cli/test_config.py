@@ -69,6 +69,17 @@ def test_paths_are_relative_to_the_config(config: Path) -> None:
     assert loaded.source.folder == config.parent / "photos"
 
 
+def test_a_manifest_stands_for_the_folder_or_beside_it(config: Path) -> None:
+    loaded = load_config(ExtractConfig, config, ["source.manifest=lists/Images.CSV"])
+    assert loaded.source.manifest == config.parent / "lists" / "Images.CSV"
+    assert loaded.source.folder == config.parent / "photos"
+    config.write_text(GOOD.replace('folder = "photos"', 'manifest = "images.parquet"'), "utf-8")
+    alone = load_config(TrainConfig, config).source
+    assert alone is not None
+    assert (alone.folder, alone.manifest) == (None, config.parent / "images.parquet")
+    assert (alone.prune, alone.extensions, alone.max_removed) == ("tombstone", None, 0.5)
+
+
 def test_overrides_take_toml_values_and_plain_text(config: Path) -> None:
     loaded = load_config(
         ExtractConfig, config, ["compute.batch_size=8", "backbone.layers=['a','b']", "backbone.name=vgg16"]
@@ -100,6 +111,10 @@ def test_all_faults_are_listed_at_once_with_line_limit_and_suggestion(config: Pa
         ("train.models=['svm']", r"train.models.*: input should be 'logistic_regression'"),
         ("set='../x'", "set: string should match pattern"),
         ("source.max_removed=2", "source.max_removed: input should be less than or equal to 1, found 2"),
+        ("source.prune=delete", "source.prune: input should be 'tombstone' or 'keep', found 'delete'"),
+        ("source.manifest=images.txt", r"source.manifest: expected a .csv or .parquet file, found 'images.txt'"),
+        ("source={}", r"--set source: source: folder is missing; name a folder of images, or a manifest .* them$"),
+        ("source.extensions=[]", "source.extensions: tuple should have at least 1 item"),
         ("compute.device=gpu", "compute.device: string should match pattern"),
         ("backbone=1", "backbone: input should be a valid"),
     ],

@@ -125,7 +125,7 @@ def photos(tmp_path: Path, noise: Callable[..., Image.Image], monkeypatch: pytes
 
 @pytest.fixture
 def extract(tmp_path: Path, photos: Path, own_net: str) -> Extract:
-    def extract(**options: Any) -> ExtractReport:
+    def extract(source: Any = photos, **options: Any) -> ExtractReport:
         settings: dict[str, Any] = {
             "backbone_name": own_net,
             "weights": None,
@@ -136,7 +136,7 @@ def extract(tmp_path: Path, photos: Path, own_net: str) -> Extract:
             "batch_size": 4,
             "threads": 2,
         }
-        return extract_images(tmp_path / "store", "photos", photos, **{**settings, **options})
+        return extract_images(tmp_path / "store", "photos", source, **{**settings, **options})
 
     return extract
 

@@ -39,6 +39,21 @@ def test_csv_gives_labels_splits_and_groups(tmp_path: Path) -> None:
     assert labels.group == {"a.jpg": "g1"}
 
 
+def test_a_manifest_with_labels_names_images_by_its_ids(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.csv", "path,id,label,group\n/a/1.jpg,one,ants,g\n../2.jpg,two,bees,\n")
+    labels = labels_from_csv(path)
+    assert (labels.label, labels.group) == ({"one": "ants", "two": "bees"}, {"one": "g"})
+    assert labels_from_csv(write(path, "id,label\none,ants\n")).label == {"one": "ants"}
+    for text, message in (
+        ("id,label\n,ants\n", "line 2: empty id"),
+        ("id,label\na,ants\na,bees\n", "lines 2 and 3: 'a' is there twice"),
+        ("id,label,id\n", "column id is there more than once"),
+        ("id,class\n", "no column 'label'; found 'id', 'class'"),
+    ):
+        with pytest.raises(LabelError, match=message):
+            labels_from_csv(write(path, text))
+
+
 def test_csv_finds_names_with_newlines_and_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "l.csv"
     path.write_bytes(b'path,label\n"two\nlines.jpg",ants\nb\xffd.jpg,bees\n')
