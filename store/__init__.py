@@ -1,19 +1,24 @@
 """icecore.store: pooled activations in HDF5 segments, and the catalog that says which rows are alive."""
 
+from .array import Batch, FeatureArray
 from .contract import NUMERICS, Column, Contract, Difference, Pooling
 from .errors import (
     AmbiguousLayerError,
+    ClosedArrayError,
     ContractMismatchError,
     FormatError,
     IncompleteColumnError,
     LayerNotFoundError,
     LockedError,
     MissingExtraError,
+    NarrowingError,
     SetNotFoundError,
     SourceError,
     StoreDamagedError,
     StoreError,
     StoreNotFoundError,
+    UnknownImageError,
+    UnknownLabelError,
     VersionNotFoundError,
 )
 from .feature_set import Failure, FeatureSet, Matrix
@@ -29,11 +34,14 @@ __all__ = [
     "IMAGE_EXTENSIONS",
     "NUMERICS",
     "AmbiguousLayerError",
+    "Batch",
+    "ClosedArrayError",
     "Column",
     "Contract",
     "ContractMismatchError",
     "Difference",
     "Failure",
+    "FeatureArray",
     "FeatureSet",
     "FeatureStore",
     "FolderScan",
@@ -44,6 +52,7 @@ __all__ = [
     "ManifestScan",
     "Matrix",
     "MissingExtraError",
+    "NarrowingError",
     "Plan",
     "Pooling",
     "Problem",
@@ -55,6 +64,8 @@ __all__ = [
     "StoreDamagedError",
     "StoreError",
     "StoreNotFoundError",
+    "UnknownImageError",
+    "UnknownLabelError",
     "VerifyReport",
     "VersionNotFoundError",
     "WorkGroup",

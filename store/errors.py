@@ -26,6 +26,7 @@ __all__ = [
     "StoreError",
     "StoreNotFoundError",
     "UnknownImageError",
+    "UnknownLabelError",
     "VersionNotFoundError",
     "suggest",
 ]
@@ -113,6 +114,15 @@ class UnknownImageError(StoreError, LookupError):
         names = ", ".join(map(repr, self.ids[:3]))
         more = f" and {len(self.ids) - 3:,} more" if len(self.ids) > 3 else ""
         super().__init__(f"no image {names}{more} among the {total:,} here{suggest(self.ids[0], near)}")
+
+
+class UnknownLabelError(StoreError, LookupError):
+    """Some images have no label."""
+
+    def __init__(self, unlabelled: Sequence[str], total: int) -> None:
+        self.ids, self.total = tuple(unlabelled), total
+        names = ", ".join(map(repr, self.ids[:3]))
+        super().__init__(f"{len(self.ids):,} of {total:,} images have no label: {names}{', ...' * (len(self.ids) > 3)}")
 
 
 class NarrowingError(StoreError, OverflowError):

@@ -87,10 +87,15 @@ class MappedExtent:
         numpy.ndarray
             ``(rows, D)`` in its stored dtype, read-only: the whole extent.
         """
-        if self._is_dense(rows):
+        span = int(rows[-1] - rows[0] + 1) * self._row_bytes
+        most = rows.size * (self._row_bytes + 2 * mmap.PAGESIZE + MERGED_GAP)
+        may_be_dense = span >= DENSE_BYTES and most >= span * DENSE_SHARE
+        if self.is_warm(rows):
+            return self.array if may_be_dense else self._scattered
+        starts, stops = self._pieces(rows)
+        if may_be_dense and int((stops - starts).sum()) >= span * DENSE_SHARE:
             return self.array
-        if not self.is_warm(rows):
-            self._ask(*self._pieces(rows))
+        self._ask(starts, stops)
         return self._scattered
 
     def is_warm(self, rows: np.ndarray) -> bool:
@@ -127,14 +132,6 @@ class MappedExtent:
             ahead, held = (_map(file.fileno(), start, length) for _ in range(2))
         _advise(held, "MADV_RANDOM", 0, length)
         return ahead, held, _libc().mincore if _tells_residency(path, status) else None
-
-    def _is_dense(self, rows: np.ndarray) -> bool:
-        span = int(rows[-1] - rows[0] + 1) * self._row_bytes
-        most = rows.size * (self._row_bytes + 2 * mmap.PAGESIZE + MERGED_GAP)
-        if span < DENSE_BYTES or most < span * DENSE_SHARE:  # told without looking at each row
-            return False
-        starts, stops = self._pieces(rows)
-        return int((stops - starts).sum()) >= span * DENSE_SHARE
 
     def _pieces(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Give begin and end, in bytes of the map, of the pages of these rows; near ones are merged."""

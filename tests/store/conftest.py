@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from icecore.store import Column, Contract, FeatureStore, Pooling, SourceImage
+from icecore.store.places import Extent
+from icecore.store.segment import SegmentHeader, write_segment
 
 AVG = Pooling.parse("avg")
+HALF = Column("layer4", AVG, 3)
 
 
 @pytest.fixture
@@ -86,5 +89,33 @@ def expected(vectors: Callable[[bytes, Column], np.ndarray]) -> Callable[[dict[s
     def make(files: dict[str, str], column: Column) -> np.ndarray:
         order = sorted(files, key=lambda image_id: image_id.encode("utf-8", "surrogateescape"))
         return np.stack([vectors(hashlib.sha256(files[i].encode()).digest(), column) for i in order])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_columns() -> Callable[[Path, dict[Column, np.ndarray]], dict[Column, Extent]]:
+    """Write a segment outside any store; gives where its columns lie."""
+
+    def write(path: Path, features: dict[Column, np.ndarray]) -> dict[Column, Extent]:
+        rows = len(next(iter(features.values())))
+        columns = tuple(sorted(features, key=lambda column: column.name))
+        header = SegmentHeader("0" * 32, "s", "0" * 32, make_contract(), columns, rows, "2026-01-01T00:00:00Z", {}, {})
+        ids = [b"%d" % row for row in range(rows)]
+        offsets = write_segment(path, header, ids, np.zeros((rows, 32), np.uint8), features)
+        return {column: Extent(path, rows, offsets[column], column) for column in columns}
+
+    return write
+
+
+@pytest.fixture
+def segment(
+    tmp_path: Path, write_columns: Callable[[Path, dict[Column, np.ndarray]], dict[Column, Extent]]
+) -> Callable[..., tuple[Extent, np.ndarray]]:
+    """Write a segment of one column into ``tmp_path``; gives where it lies, and its values."""
+
+    def make(rows: int = 40, column: Column = HALF, name: str = "a.h5") -> tuple[Extent, np.ndarray]:
+        X = np.random.default_rng(rows).integers(-512, 512, (rows, column.width)).astype(column.dtype)
+        return write_columns(tmp_path / name, {column: X})[column], X
 
     return make
