@@ -1,6 +1,7 @@
 """icecore.store: pooled activations in HDF5 segments, and the catalog that says which rows are alive."""
 
 from .array import Batch, FeatureArray
+from .compact import Compaction
 from .contract import NUMERICS, Column, Contract, Difference, Pooling
 from .errors import (
     AmbiguousLayerError,
@@ -37,6 +38,7 @@ __all__ = [
     "Batch",
     "ClosedArrayError",
     "Column",
+    "Compaction",
     "Contract",
     "ContractMismatchError",
     "Difference",
