@@ -28,6 +28,9 @@ from .folder import FolderScan, scan_folder
 from .manifest import ManifestScan, scan_manifest, scan_source
 from .plan import Plan, WorkGroup, plan_sync
 from .scan import IMAGE_EXTENSIONS, Scan, SourceImage
+from .status import Pending, SetStatus, StoreStatus, store_status
+from .summary import Summary
+from .usage import GenerationUsage, StoreUsage, store_usage
 from .verify import Problem, VerifyReport, verify_store
 from .writer import RefusedRow, Writer
 
@@ -48,6 +51,7 @@ __all__ = [
     "FeatureStore",
     "FolderScan",
     "FormatError",
+    "GenerationUsage",
     "IncompleteColumnError",
     "LayerNotFoundError",
     "LockedError",
@@ -55,17 +59,22 @@ __all__ = [
     "Matrix",
     "MissingExtraError",
     "NarrowingError",
+    "Pending",
     "Plan",
     "Pooling",
     "Problem",
     "RefusedRow",
     "Scan",
     "SetNotFoundError",
+    "SetStatus",
     "SourceError",
     "SourceImage",
     "StoreDamagedError",
     "StoreError",
     "StoreNotFoundError",
+    "StoreStatus",
+    "StoreUsage",
+    "Summary",
     "UnknownImageError",
     "UnknownLabelError",
     "VerifyReport",
@@ -76,5 +85,7 @@ __all__ = [
     "scan_folder",
     "scan_manifest",
     "scan_source",
+    "store_status",
+    "store_usage",
     "verify_store",
 ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from . import catalog
 from .lock import writer_lock
 from .registry import sweep
+from .summary import refresh_summaries
 
 __all__ = ["writing"]
 
@@ -29,5 +30,6 @@ def writing(folder: Path, *, command: str = "") -> Iterator[sqlite3.Connection]:
         sweep(folder, db)
         try:
             yield db
+            refresh_summaries(db)
         finally:
             catalog.empty_log(db)
