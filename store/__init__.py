@@ -1,18 +1,22 @@
 """icecore.store: pooled activations in HDF5 segments, and the catalog that says which rows are alive."""
 
 from .array import Batch, FeatureArray
+from .collect import Collected, Collection, Dropped
 from .compact import Compaction
 from .contract import NUMERICS, Column, Contract, Difference, Pooling
+from .difference import ImageDiff, StoreDiff
 from .errors import (
     AmbiguousLayerError,
     ClosedArrayError,
     ContractMismatchError,
     FormatError,
+    GenerationNotFoundError,
     IncompleteColumnError,
     LayerNotFoundError,
     LockedError,
     MissingExtraError,
     NarrowingError,
+    RefusedError,
     SetNotFoundError,
     SourceError,
     StoreDamagedError,
@@ -25,12 +29,11 @@ from .errors import (
 from .feature_set import Failure, FeatureSet, Matrix
 from .feature_store import FeatureStore
 from .folder import FolderScan, scan_folder
+from .history import Revert, Version
 from .manifest import ManifestScan, scan_manifest, scan_source
+from .needs import Kept
 from .plan import Plan, WorkGroup, plan_sync
 from .scan import IMAGE_EXTENSIONS, Scan, SourceImage
-from .status import Pending, SetStatus, StoreStatus, store_status
-from .summary import Summary
-from .usage import GenerationUsage, StoreUsage, store_usage
 from .verify import Problem, VerifyReport, verify_store
 from .writer import RefusedRow, Writer
 
@@ -40,44 +43,48 @@ __all__ = [
     "AmbiguousLayerError",
     "Batch",
     "ClosedArrayError",
+    "Collected",
+    "Collection",
     "Column",
     "Compaction",
     "Contract",
     "ContractMismatchError",
     "Difference",
+    "Dropped",
     "Failure",
     "FeatureArray",
     "FeatureSet",
     "FeatureStore",
     "FolderScan",
     "FormatError",
-    "GenerationUsage",
+    "GenerationNotFoundError",
+    "ImageDiff",
     "IncompleteColumnError",
+    "Kept",
     "LayerNotFoundError",
     "LockedError",
     "ManifestScan",
     "Matrix",
     "MissingExtraError",
     "NarrowingError",
-    "Pending",
     "Plan",
     "Pooling",
     "Problem",
+    "RefusedError",
     "RefusedRow",
+    "Revert",
     "Scan",
     "SetNotFoundError",
-    "SetStatus",
     "SourceError",
     "SourceImage",
     "StoreDamagedError",
+    "StoreDiff",
     "StoreError",
     "StoreNotFoundError",
-    "StoreStatus",
-    "StoreUsage",
-    "Summary",
     "UnknownImageError",
     "UnknownLabelError",
     "VerifyReport",
+    "Version",
     "VersionNotFoundError",
     "WorkGroup",
     "Writer",
@@ -85,7 +92,5 @@ __all__ = [
     "scan_folder",
     "scan_manifest",
     "scan_source",
-    "store_status",
-    "store_usage",
     "verify_store",
 ]

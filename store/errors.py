@@ -15,11 +15,13 @@ __all__ = [
     "ClosedArrayError",
     "ContractMismatchError",
     "FormatError",
+    "GenerationNotFoundError",
     "IncompleteColumnError",
     "LayerNotFoundError",
     "LockedError",
     "MissingExtraError",
     "NarrowingError",
+    "RefusedError",
     "SetNotFoundError",
     "SourceError",
     "StoreDamagedError",
@@ -141,7 +143,15 @@ class ClosedArrayError(StoreError, ValueError):
 
 
 class VersionNotFoundError(StoreError, LookupError):
-    """The store or the set has no such version."""
+    """The set has no such version or tag, or it was collected."""
+
+
+class GenerationNotFoundError(StoreError, LookupError):
+    """The store has no generation whose uuid begins so, or several."""
+
+
+class RefusedError(StoreError, ValueError):
+    """What is asked would lose or hide something that somebody relies on."""
 
 
 class ContractMismatchError(StoreError, ValueError):

@@ -12,10 +12,11 @@ import numpy as np
 from . import catalog, reading
 from .array import FeatureArray
 from .contract import Column, Contract, Dtype
-from .errors import VersionNotFoundError
+from .history import Revert, Version, read_log, revert, set_tag, unset_tag
 from .opening import Located, Snapshot, locate_columns, open_located, require_layers
 from .scan import decode_id
 from .selecting import select_column
+from .versions import head_at, tags_of
 
 __all__ = ["Failure", "FeatureSet", "Matrix"]
 
@@ -53,17 +54,17 @@ class FeatureSet:
         self.folder, self.name = folder, name
         self._set_id, self._snapshot, self._pinned = set_id, snapshot, pinned
 
-    def as_of(self, version: int) -> FeatureSet:
-        """Give the set as it was at a version: whatever is committed meanwhile, every call reads the same.
+    def as_of(self, version: int | str) -> FeatureSet:
+        """Give the set as it was at a version or tag: whatever is committed meanwhile, every call reads the same.
 
         Raises
         ------
         VersionNotFoundError
-            When the set has no such version.
+            When the set has no such version or tag, or gc has collected it.
         """
         with self._snapshot() as db:
-            self._head(db, version)
-        return FeatureSet(self.folder, self.name, self._set_id, self._snapshot, version)
+            head = self._head(db, version)
+        return FeatureSet(self.folder, self.name, self._set_id, self._snapshot, head.version)
 
     @property
     def version(self) -> int:
@@ -97,12 +98,12 @@ class FeatureSet:
         with self._snapshot() as db:
             return tuple(reading.columns_as_of(db, self._head(db)))
 
-    def ids(self, *, version: int | None = None) -> list[str]:
+    def ids(self, *, version: int | str | None = None) -> list[str]:
         """Give the ids of the images that have features, in the order of their bytes."""
         with self._snapshot() as db:
             return [decode_id(key) for key in reading.ids_as_of(db, self._set_id, self._head(db, version))]
 
-    def failures(self, *, version: int | None = None) -> tuple[Failure, ...]:
+    def failures(self, *, version: int | str | None = None) -> tuple[Failure, ...]:
         """Give the images that gave no features, or not those of a column, in the order of their ids."""
         with self._snapshot() as db:
             rows = reading.failures_as_of(db, self._set_id, self._head(db, version))
@@ -119,7 +120,7 @@ class FeatureSet:
                 for column, column_id in columns.items()
             }
 
-    def resolve(self, layer: str, *, version: int | None = None) -> Column:
+    def resolve(self, layer: str, *, version: int | str | None = None) -> Column:
         """Give the column that a selector names: ``layer4``, ``layer4:gem``, ``layer4:avg:float32``.
 
         Raises
@@ -136,7 +137,7 @@ class FeatureSet:
         self,
         layer: str | Sequence[str],
         *,
-        version: int | None = None,
+        version: int | str | None = None,
         dtype: Dtype | None = "float32",
         missing: Literal["refuse", "drop"] = "refuse",
     ) -> Matrix:
@@ -147,7 +148,7 @@ class FeatureSet:
         layer
             A column: ``layer4``, ``layer4:gem``; or several, joined side by side in this order.
         version
-            Read as of this version; the latest by default.
+            Read as of this version, given by its number or a tag; the latest by default.
         dtype
             Type of the result. None keeps the stored one, and gives a single whole segment as a read-only memory
             map without copying; otherwise ``X`` is a new array.
@@ -168,7 +169,7 @@ class FeatureSet:
         IncompleteColumnError
             When images lack a value and ``missing="refuse"``.
         VersionNotFoundError
-            When the set has no such version.
+            When the set has no such version or tag, or gc has collected it.
         StoreDamagedError
             When a segment is missing or cut short.
         """
@@ -180,7 +181,7 @@ class FeatureSet:
         self,
         layer: str | Sequence[str],
         *,
-        version: int | None = None,
+        version: int | str | None = None,
         dtype: Dtype | None = None,
         missing: Literal["refuse", "drop"] = "refuse",
     ) -> FeatureArray:
@@ -196,8 +197,48 @@ class FeatureSet:
         """
         return self._open(layer, version, missing, dtype, with_ids=False)
 
+    def log(self) -> tuple[Version, ...]:
+        """Give every version of the set, the newest first; those that gc collected, too."""
+        with self._snapshot() as db:
+            return read_log(db, self.folder, self._set_id, self.name)
+
+    def tags(self) -> dict[str, int]:
+        """Give the tags with their versions, by name."""
+        with self._snapshot() as db:
+            return tags_of(db, self._set_id)
+
+    def tag(self, name: str, version: int | str | None = None, *, move: bool = False, command: str = "") -> int:
+        """Name a version, by default the one that readers see; gc keeps it. Give its number.
+
+        Raises
+        ------
+        RefusedError
+            When the name stands at another version and ``move`` is not given.
+        VersionNotFoundError
+            When there is no such version, or gc has collected it.
+        """
+        version = self._pinned if version is None else version
+        return set_tag(self.folder, self.name, name, version, move=move, command=command)
+
+    def untag(self, name: str, *, command: str = "") -> int:
+        """Take a tag away; give the version that it named. VersionNotFoundError where there is no such tag."""
+        return unset_tag(self.folder, self.name, name, command=command)
+
+    def revert(self, version: int | str, *, dry_run: bool = False, command: str = "") -> Revert:
+        """Let readers see an earlier version again, as a new one, until the next ``extract`` has run to its end.
+
+        Nothing is deleted. Raises VersionNotFoundError where there is no such version, or gc has collected it.
+        """
+        return revert(self.folder, self.name, version, dry_run=dry_run, command=command)
+
     def _open(
-        self, layer: str | Sequence[str], version: int | None, missing: str, dtype: Dtype | None, *, with_ids: bool
+        self,
+        layer: str | Sequence[str],
+        version: int | str | None,
+        missing: str,
+        dtype: Dtype | None,
+        *,
+        with_ids: bool,
     ) -> FeatureArray:
         layers = require_layers(self.name, layer, missing)
 
@@ -219,19 +260,8 @@ class FeatureSet:
 
         return open_located(self._snapshot, locate, dtype=dtype)
 
-    def _head(self, db: sqlite3.Connection, version: int | None = None) -> catalog.Head:
-        version = self._pinned if version is None else version
-        head = catalog.head_of(db, self._set_id, version)
-        latest = catalog.head_of(db, self._set_id)
-        if head is None or latest is None or (version is not None and version > latest.version):
-            has = f"its latest is {latest.version}" if latest else "it has none"
-            raise VersionNotFoundError(f"set {self.name!r} has no version {version}; {has}")
-        if head.collected:
-            raise VersionNotFoundError(
-                f"set {self.name!r}: version {version} was collected by gc at {head.collected}; "
-                f"`icecore store log` lists those that are kept"
-            )
-        return head
+    def _head(self, db: sqlite3.Connection, version: int | str | None = None) -> catalog.Head:
+        return head_at(db, self._set_id, self.name, self._pinned if version is None else version)
 
     def _generation(self) -> catalog.Generation:
         with self._snapshot() as db:

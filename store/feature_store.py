@@ -16,8 +16,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from . import catalog
+from .collect import Collection, Dropped, collect_store, drop_generation
 from .compact import Compaction, compact_store
 from .contract import Column, Contract
+from .difference import StoreDiff, diff_states
 from .durable import make_folder
 from .errors import SetNotFoundError
 from .feature_set import FeatureSet
@@ -133,6 +135,76 @@ class FeatureStore:
             When a segment is missing or does not match its checksums; it is not merged.
         """
         return compact_store(self.path, set_name, dry_run=dry_run, command=command)
+
+    def collect(
+        self, *, keep_versions: int = 1, keep_days: float = 0, dry_run: bool = False, command: str = ""
+    ) -> Collection:
+        """Delete what no kept version needs, to the row; what is kept reads as before.
+
+        Of each set are kept: what readers see, versions with a tag, versions that a bundle under ``models/`` was
+        trained on, and those asked for here; and a generation that is being filled. Readers go on meanwhile. Needs
+        the disk space of the largest segment of which a part goes.
+
+        Parameters
+        ----------
+        keep_versions
+            The newest versions to keep of each set, at least 1.
+        keep_days
+            Keep what readers have seen in the last days.
+        dry_run
+            Say what would go, and change nothing.
+
+        Returns
+        -------
+        Collection
+            By set: versions kept and why, versions that can no longer be read, segments, rows and bytes gone.
+
+        Raises
+        ------
+        LockedError
+            When another run writes to the store.
+        RefusedError
+            When the card of a bundle cannot be read: nobody knows which version it relies on. Nothing was deleted.
+        """
+        return collect_store(
+            self.path, keep_versions=keep_versions, keep_days=keep_days, dry_run=dry_run, command=command
+        )
+
+    def drop(self, generation: str, *, dry_run: bool = False, command: str = "") -> Dropped:
+        """Delete a generation that was given up: its rows in the catalog and its files.
+
+        Parameters
+        ----------
+        generation
+            Its uuid, or the first 6 digits of it or more.
+
+        Raises
+        ------
+        RefusedError
+            When readers see it, or a version of it can still be read.
+        GenerationNotFoundError
+            When there is none of this name, or several.
+        """
+        return drop_generation(self.path, generation, dry_run=dry_run, command=command)
+
+    def diff(self, a: str | Path, b: str | Path) -> StoreDiff:
+        """Compare two states: contracts field by field, columns, and images where both are versions of one set.
+
+        Parameters
+        ----------
+        a, b
+            Each a set, ``SET@VERSION`` or ``SET@TAG``, the uuid of a generation (6 digits or more), or a bundle: its
+            folder, its ``card.json``, or ``NAME/BUNDLE`` of this store.
+
+        Raises
+        ------
+        SetNotFoundError, VersionNotFoundError, GenerationNotFoundError
+            When there is no such thing.
+        FormatError
+            When the card of a bundle cannot be read.
+        """
+        with self.snapshot() as db:
+            return diff_states(db, self.path, a, b)
 
     @property
     def models_path(self) -> Path:

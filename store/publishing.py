@@ -32,6 +32,7 @@ def publish_segment(
     *,
     source: Mapping[str, Any],
     versions: Mapping[str, str],
+    created: str | None = None,
 ) -> WrittenSegment:
     """Write a segment of a generation to disk under its final name.
 
@@ -50,6 +51,8 @@ def publish_segment(
         ``(n, D)`` of each column in its stored dtype: whole, or in blocks of rows.
     source, versions
         Recorded with the segment.
+    created
+        When its rows were computed; now by default.
     """
     name = uuid.uuid4().hex
     relative = f"segments/{set_name}/{generation.uuid}/{name}.h5"
@@ -64,7 +67,7 @@ def publish_segment(
         contract=generation.contract,
         columns=tuple(sorted(features, key=lambda column: column.name)),
         rows=len(ids),
-        created=catalog.now(),
+        created=created or catalog.now(),
         versions=versions,
         source=source,
     )

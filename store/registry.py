@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 import uuid
 from collections.abc import Mapping, Sequence
@@ -13,11 +12,10 @@ from typing import Any
 from . import catalog
 from .catalog import Generation
 from .contract import Column, Contract, Difference
+from .durable import fsync_folder
 from .errors import ContractMismatchError
 
 __all__ = ["ensure_columns", "ensure_generation", "ensure_set", "sweep"]
-
-log = logging.getLogger(__name__)
 
 
 def ensure_set(db: sqlite3.Connection, name: str) -> int:
@@ -76,16 +74,30 @@ def ensure_columns(db: sqlite3.Connection, generation_id: int, columns: Sequence
     return catalog.columns_of(db, generation_id)
 
 
-def sweep(folder: Path, db: sqlite3.Connection) -> None:
-    """Delete what a killed writer left: segments that it announced and did not commit. Nothing else."""
-    for name, relative in db.execute("SELECT uuid, path FROM intents").fetchall():
+def sweep(folder: Path, db: sqlite3.Connection) -> int:
+    """Delete the files that ``intents`` names and no segment is: of a run that was cut off, or taken out by gc.
+
+    Nothing else; folders left empty go with them. Gives the number of files deleted.
+    """
+    noted = db.execute("SELECT uuid, path FROM intents WHERE uuid NOT IN (SELECT uuid FROM segments)").fetchall()
+    swept = 0
+    for _, relative in noted:
         final = folder / relative
         for leftover in (final, final.with_suffix(".h5.tmp")):
             if leftover.exists():
-                log.warning("swept %s, left by a run that was cut off", leftover)
                 leftover.unlink()
+                swept += 1
+    for held in {(folder / relative).parent for _, relative in noted}:
+        if not held.is_dir():
+            continue
+        is_empty = not any(held.iterdir())
+        if is_empty:
+            held.rmdir()
+        fsync_folder(held.parent if is_empty else held)  # a file must not come back after its note has gone
+    if noted:
         with catalog.transaction(db):
-            db.execute("DELETE FROM intents WHERE uuid = ?", (name,))
+            db.executemany("DELETE FROM intents WHERE uuid = ?", [(name,) for name, _ in noted])
+    return swept
 
 
 def _column_diff(ours: Column, theirs: Column) -> list[Difference]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -10,9 +11,10 @@ from pathlib import Path
 from . import catalog
 from .lock import writer_lock
 from .registry import sweep
-from .summary import refresh_summaries
 
 __all__ = ["writing"]
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -27,9 +29,9 @@ def writing(folder: Path, *, command: str = "") -> Iterator[sqlite3.Connection]:
         When the catalog cannot be opened.
     """
     with writer_lock(folder, command=command), closing(catalog.connect(folder, write=True)) as db:
-        sweep(folder, db)
+        if swept := sweep(folder, db):
+            log.warning("%s: swept %d files, left by a run that was cut off", folder, swept)
         try:
             yield db
-            refresh_summaries(db)
         finally:
             catalog.empty_log(db)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from icecore.store import Column, Contract, FeatureStore, Pooling, SourceImage
+from icecore.store import Column, Contract, FeatureSet, FeatureStore, Pooling, SourceImage
 from icecore.store.places import Extent
 from icecore.store.segment import SegmentHeader, write_segment
 
@@ -117,5 +118,31 @@ def segment(
     def make(rows: int = 40, column: Column = HALF, name: str = "a.h5") -> tuple[Extent, np.ndarray]:
         X = np.random.default_rng(rows).integers(-512, 512, (rows, column.width)).astype(column.dtype)
         return write_columns(tmp_path / name, {column: X})[column], X
+
+    return make
+
+
+@pytest.fixture
+def bundle() -> Callable[..., Path]:
+    """Leave the card of a bundle that was trained on a set as it is now, or as it was at a version."""
+
+    def make(features: FeatureSet, name: str = "default/2030", *, version: int | None = None) -> Path:
+        features = features if version is None else features.as_of(version)
+        columns = [{"name": c.name, "width": c.width, "hash": c.hash, **c.to_json()} for c in features.columns]
+        card = {
+            "format": "icecore.bundle",
+            "format_version": 1,
+            "set": features.name,
+            "generation": features.generation,
+            "version": features.version,
+            "contract": features.contract.to_json(),
+            "columns": columns,
+        }
+        text = json.dumps(card, sort_keys=True, separators=(",", ":"))
+        folder = features.folder / "models" / name
+        folder.mkdir(parents=True)
+        card["card_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        (folder / "card.json").write_text(json.dumps(card), "utf-8")
+        return folder
 
     return make

@@ -1,0 +1,98 @@
+"""Which versions the bundles under ``models/`` rely on: what their cards say, and no more of them.
+
+A card that cannot be trusted is an error, never a bundle less: what gc takes away does not come back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .contract import Column, Contract, canonical_json
+from .errors import FormatError
+
+__all__ = ["BundleCard", "card_paths", "read_card"]
+
+CARD = "card.json"
+_FORMAT = ("icecore.bundle", 1)
+
+
+@dataclass(frozen=True)
+class BundleCard:
+    """What a bundle was trained on."""
+
+    path: Path
+    """its folder"""
+    set_name: str
+    """feature set"""
+    generation: str
+    """uuid of the generation"""
+    version: int
+    """version of the set"""
+    contract: Contract
+    """base contract"""
+    columns: tuple[Column, ...]
+    """columns that the model takes, in order"""
+
+    @property
+    def name(self) -> str:
+        """``NAME/BUNDLE``, as the folder stands under ``models/``."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+
+def card_paths(folder: Path) -> list[Path]:
+    """Give the cards below a store's ``models/``, unfinished bundles' too, in order.
+
+    Raises
+    ------
+    OSError
+        When a folder cannot be listed: a bundle may be in it.
+    """
+    bundles = (bundle for name in _listed(folder / "models") for bundle in _listed(name))
+    return [file for bundle in bundles for file in _listed(bundle) if file.name == CARD]
+
+
+def read_card(path: Path) -> BundleCard:
+    """Read the card of a bundle, given its path or the bundle's folder.
+
+    Raises
+    ------
+    FormatError
+        When it is not readable, altered, or of a format version that this release does not know.
+    """
+    path = path if path.name == CARD else path / CARD
+    try:
+        card = json.loads(path.read_bytes())
+        return _card(path, card)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        if isinstance(exc, FormatError):
+            raise
+        raise FormatError(f"{path}: not readable as the card of a bundle ({exc})") from exc
+
+
+def _card(path: Path, card: dict[str, Any]) -> BundleCard:
+    if (card.get("format"), card.get("format_version")) != _FORMAT:
+        found = f"{card.get('format')!r} {card.get('format_version')!r}"
+        raise FormatError(f"{path}: its format is {found}, this release reads {_FORMAT[0]!r} {_FORMAT[1]}")
+    body = {key: value for key, value in card.items() if key != "card_sha256"}
+    if hashlib.sha256(canonical_json(body)).hexdigest() != card.get("card_sha256"):
+        raise FormatError(f"{path}: altered since it was written (its checksum does not fit)")
+    return BundleCard(
+        path=path.parent,
+        set_name=str(card["set"]),
+        generation=str(card["generation"]),
+        version=int(card["version"]),
+        contract=Contract.from_json(card["contract"]),
+        columns=tuple(Column.from_json(spec, spec["width"]) for spec in card["columns"]),
+    )
+
+
+def _listed(folder: Path) -> list[Path]:
+    """List a folder; a file in its place, or one that has gone since, holds nothing."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
