@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from icecore.store import LockedError, MissingExtraError, SourceError, StoreError
+from icecore.store import LockedError, MissingExtraError, RefusedError, SourceError, StoreError
 
 __all__ = ["Exit", "Outcome", "outcome_of_error"]
 
@@ -101,7 +101,7 @@ def outcome_of_error(exc: BaseException) -> Outcome | None:
     kinds = {kind.__name__ for kind in type(exc).__mro__}
     if kinds & _CONFIG_FAULTS:
         return Outcome(Exit.CONFIG_INVALID, error=str(exc))
-    if isinstance(exc, StoreError) and not isinstance(exc, (SourceError, MissingExtraError)):
+    if isinstance(exc, StoreError) and not isinstance(exc, (SourceError, MissingExtraError, RefusedError)):
         return Outcome(Exit.STORE_INVALID, error=str(exc))
     if "SourceLostError" in kinds:
         return Outcome(Exit.FAILED, error=str(exc), transient=True)

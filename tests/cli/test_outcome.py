@@ -50,17 +50,28 @@ def break_store(project: Any) -> list[object]:
     return ["store", "ls", project.store]
 
 
+def generation(project: Any) -> str:
+    (folder,) = (project.store / "segments" / "photos").iterdir()
+    return folder.name
+
+
 SITUATIONS: dict[str, tuple[Exit, Situation]] = {
     "extract": (Exit.DONE, lambda p: ["extract", p.config]),
     "train": (Exit.DONE, lambda p: ["train", p.config]),
     "predict": (Exit.DONE, lambda p: ["predict", p.bundle, p.photos / "val"]),
     "layers": (Exit.DONE, lambda p: ["layers", "squeezenet1_1"]),
     "store compact": (Exit.DONE, lambda p: ["store", "compact", p.store]),
+    "store diff": (Exit.DONE, lambda p: ["store", "diff", p.store, "photos", p.bundle]),
+    "store gc": (Exit.DONE, lambda p: ["store", "gc", p.store]),
+    "store log": (Exit.DONE, lambda p: ["store", "log", p.store]),
+    "store revert": (Exit.DONE, lambda p: ["store", "revert", p.store, "photos", "1"]),
+    "store tag": (Exit.DONE, lambda p: ["store", "tag", p.store, "photos", "v1"]),
     "store ls": (Exit.DONE, lambda p: ["store", "ls", p.store]),
     "store show": (Exit.DONE, lambda p: ["store", "show", p.store, "photos"]),
     "store verify": (Exit.DONE, lambda p: ["store", "verify", p.store]),
     "no such folder": (Exit.FAILED, lambda p: ["extract", p.config, "--set", "source.folder=nosuch"]),
     "too many folds": (Exit.FAILED, lambda p: ["train", p.config, "--set", "train.folds=50"]),
+    "store drop": (Exit.FAILED, lambda p: ["store", "drop", p.store, generation(p)]),
     "no such option": (Exit.USAGE, lambda p: ["extract", p.config, "--nosuch"]),
     "no argument": (Exit.USAGE, lambda p: ["store", "show", p.store]),
     "no such choice": (Exit.USAGE, lambda p: ["predict", p.bundle, p.photos, "--format", "xml"]),
