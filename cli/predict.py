@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import sys
@@ -18,6 +16,7 @@ from .app import command as make_command
 from .app import progress_bar
 from .exits import Exit, Outcome
 from .options import OutputFile
+from .table import csv_line
 
 if TYPE_CHECKING:
     from icecore.extract import Backbone
@@ -172,22 +171,15 @@ def _write(rows: Iterable[Prediction], classes: Sequence[str], form: str, out: P
 
 
 def _write_rows(rows: Iterable[Prediction], classes: Sequence[str], form: str, file: BinaryIO) -> None:
-    header = _csv_line(["path", "label", *(f"p:{name}" for name in classes), "error"]) if form == "csv" else b""
+    header = csv_line(["path", "label", *(f"p:{name}" for name in classes), "error"]) if form == "csv" else b""
     for number, (path, label, proba, error) in enumerate(rows):
         if not number:
             file.write(header)  # not before there is a row: what fails at once writes nothing
         if form == "csv":
             numbers = [f"{p:.6g}" for p in proba] or [""] * len(classes)
-            file.write(_csv_line([path, label, *numbers, error]))
+            file.write(csv_line([path, label, *numbers, error]))
         else:
             file.write(_json_line(path, label, dict(zip(classes, proba, strict=False)), error))
-
-
-def _csv_line(cells: Sequence[str]) -> bytes:
-    """Give a line of RFC 4180; bytes of file names that are not UTF-8 are kept as they are."""
-    line = io.StringIO()
-    csv.writer(line).writerow(cells)  # with its own line end it quotes a lone \r in a name too
-    return line.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
 
 
 def _json_line(path: str, label: str, proba: dict[str, float], error: str) -> bytes:

@@ -10,6 +10,7 @@ from icecore.store import FeatureSet, FeatureStore, SetNotFoundError, verify_sto
 
 from .app import command as make_command
 from .exits import Exit, Outcome
+from .store_data import COMMANDS as DATA_COMMANDS
 from .store_history import COMMANDS as HISTORY_COMMANDS
 from .table import table
 
@@ -119,7 +120,7 @@ def compact(store: Path, set_name: str | None, dry_run: bool) -> Outcome:
     return Outcome(Exit.DONE, {"dry_run": dry_run, "merged": [asdict(one) for one in done]}, text)
 
 
-for made in HISTORY_COMMANDS:
+for made in (*DATA_COMMANDS, *HISTORY_COMMANDS):
     command.add_command(made)
 
 

@@ -1,10 +1,12 @@
-"""Plain text tables for terminals."""
+"""Plain text tables for terminals, and lines of CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 
-__all__ = ["one_line", "table"]
+__all__ = ["csv_line", "human_bytes", "one_line", "table"]
 
 
 def one_line(text: str) -> str:
@@ -30,6 +32,27 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         return "  ".join(aligned).rstrip()
 
     return "\n".join([line(header), line(["-" * width for width in widths]), *(line(row) for row in cells)])
+
+
+def csv_line(cells: Sequence[object]) -> bytes:
+    """Give a line of RFC 4180; bytes of file names that are not UTF-8 are kept as they are."""
+    line = io.StringIO()
+    csv.writer(line).writerow(cells)  # with its own line end it quotes a lone \r in a name too
+    return line.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
+
+
+def human_bytes(size: int) -> str:
+    """Give a number of bytes in the unit that suits it.
+
+    >>> human_bytes(1536)
+    '1.5 KiB'
+    """
+    scaled, unit = float(size), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if scaled < 1024:
+            break
+        scaled, unit = scaled / 1024, larger
+    return f"{size} B" if unit == "B" else f"{scaled:.1f} {unit}"
 
 
 def _is_number(value: object) -> bool:

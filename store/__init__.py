@@ -34,6 +34,9 @@ from .manifest import ManifestScan, scan_manifest, scan_source
 from .needs import Kept
 from .plan import Plan, WorkGroup, plan_sync
 from .scan import IMAGE_EXTENSIONS, Scan, SourceImage
+from .status import Pending, SetStatus, StoreStatus, store_status
+from .summary import Summary
+from .usage import GenerationUsage, StoreUsage, store_usage
 from .verify import Problem, VerifyReport, verify_store
 from .writer import RefusedRow, Writer
 
@@ -58,6 +61,7 @@ __all__ = [
     "FolderScan",
     "FormatError",
     "GenerationNotFoundError",
+    "GenerationUsage",
     "ImageDiff",
     "IncompleteColumnError",
     "Kept",
@@ -67,6 +71,7 @@ __all__ = [
     "Matrix",
     "MissingExtraError",
     "NarrowingError",
+    "Pending",
     "Plan",
     "Pooling",
     "Problem",
@@ -75,12 +80,16 @@ __all__ = [
     "Revert",
     "Scan",
     "SetNotFoundError",
+    "SetStatus",
     "SourceError",
     "SourceImage",
     "StoreDamagedError",
     "StoreDiff",
     "StoreError",
     "StoreNotFoundError",
+    "StoreStatus",
+    "StoreUsage",
+    "Summary",
     "UnknownImageError",
     "UnknownLabelError",
     "VerifyReport",
@@ -92,5 +101,7 @@ __all__ = [
     "scan_folder",
     "scan_manifest",
     "scan_source",
+    "store_status",
+    "store_usage",
     "verify_store",
 ]

@@ -162,6 +162,8 @@ class FeatureArray:
     def iter_batches(self, size: int, *, dtype: DTypeLike | None = None, shuffle: int | None = None) -> Iterator[Batch]:
         """Go through all rows in batches, in the memory of one.
 
+        Shuffled, pages of the files count as memory of the process too until the system wants them back.
+
         Parameters
         ----------
         size

@@ -64,8 +64,7 @@ class _Block:
         first, last = int(self.rows[0]), int(self.rows[-1])
         if last - first == self.rows.size - 1 and bool((np.diff(self.rows) == 1).all()):
             self._put(source[first : last + 1])
-            if source is self.extent.array:
-                self.extent.forget(first, last + 1)
+            self.extent.forget(source, first, last + 1)
             return
         target = self.target[self.at] if isinstance(self.at, slice) else None
         if target is not None and target.dtype == source.dtype and target.flags.c_contiguous:

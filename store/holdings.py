@@ -46,6 +46,11 @@ class Holdings:
         answer: np.ndarray = full[self._kinds[ids]]
         return answer
 
+    def table(self, ids: np.ndarray, bits: Sequence[int]) -> np.ndarray:
+        """Say which contents have which columns, given by their bits: ``(n, columns)`` bool."""
+        columns = [self.holds(ids, bit) for bit in bits]
+        return np.stack(columns, axis=1) if columns else np.zeros((ids.size, 0), dtype=bool)
+
     def groups(self, ids: np.ndarray) -> dict[int, np.ndarray]:
         """Group contents by their columns: mask -> positions in ``ids``; those without any are left out."""
         if not ids.size:

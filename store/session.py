@@ -11,6 +11,7 @@ from pathlib import Path
 from . import catalog
 from .lock import writer_lock
 from .registry import sweep
+from .summary import refresh_summaries
 
 __all__ = ["writing"]
 
@@ -33,5 +34,6 @@ def writing(folder: Path, *, command: str = "") -> Iterator[sqlite3.Connection]:
             log.warning("%s: swept %d files, left by a run that was cut off", folder, swept)
         try:
             yield db
+            refresh_summaries(db)
         finally:
             catalog.empty_log(db)
