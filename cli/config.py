@@ -163,6 +163,8 @@ class Train(_Section):
 
     name: str = Field("default", pattern=r"^\w[\w.-]{0,127}$")
     """name under which the bundle is kept in the store"""
+    version: int | str | None = Field(None, union_mode="left_to_right")
+    """version or tag of the set to learn from; the latest by default"""
     layers: tuple[str | Joined, ...] = Field((), strict=False)
     """layers tried one by one, ["a", "b"] in a list of its own being joined; every column by default"""
     models: tuple[ModelName, ...] = Field(get_args(ModelName), strict=False, min_length=1)

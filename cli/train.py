@@ -12,6 +12,7 @@ from .options import config_argument, set_option
 from .table import table
 
 if TYPE_CHECKING:
+    from icecore.store import FeatureSet
     from icecore.train import Progress, TrainResult
 
     from .config import Source, TrainConfig
@@ -37,9 +38,11 @@ def train_from_config(config: TrainConfig) -> TrainResult:
 
     labels, train = config.labels, config.train
     layers = train.layers
-    if not layers:
-        with FeatureStore.open(config.store) as store:
-            layers = tuple(column.name for column in store[config.set].columns)
+    with FeatureStore.open(config.store) as store:
+        features = store[config.set]
+        if train.version is not None:
+            features = _as_of(features, train.version)
+        layers = layers or tuple(column.name for column in features.columns)
     return train_models(
         config.store,
         config.set,
@@ -48,6 +51,7 @@ def train_from_config(config: TrainConfig) -> TrainResult:
         labels=FolderLabels(labels.layout)
         if labels.csv is None
         else CsvLabels(labels.csv, unknown=labels.unknown, missing=labels.missing),
+        version=train.version,
         split=HashSplit(config.split.held_out) if config.split.by == "hash" else GivenSplit(),
         grids=dict(train.grids.items()),
         class_weight=None if train.class_weight == "none" else train.class_weight,
@@ -61,6 +65,17 @@ def train_from_config(config: TrainConfig) -> TrainResult:
         config=config.model_dump(mode="json"),
         progress=_say,
     )
+
+
+def _as_of(features: FeatureSet, version: int | str) -> FeatureSet:
+    from icecore.store import VersionNotFoundError
+
+    from .config import ConfigError
+
+    try:
+        return features.as_of(version)
+    except VersionNotFoundError as exc:
+        raise ConfigError([f"train.version: {exc}"]) from exc
 
 
 def _image_folder(source: Source | None) -> Path | None:

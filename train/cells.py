@@ -101,6 +101,7 @@ def train_cells(
     plan: CellPlan,
     labels: LabelSource | None = None,
     split: SplitRule | None = None,
+    version: int | str | None = None,
     keep_all: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Run:
@@ -108,7 +109,7 @@ def train_cells(
 
     Parameters are those of ``train_models``; ``keep_all`` keeps every fitted model, not only the best.
     """
-    feature_set = pin(store, set_name)
+    feature_set = pin(store, set_name, version)
     for layer in _flat(layers):  # a wrong name in the last entry must not cost the time of the others
         feature_set.resolve(layer)
     rows = read_rows(feature_set, tuple(_flat(layers)), labels=labels, split=split)

@@ -76,6 +76,7 @@ def load_dataset(
     *,
     labels: LabelSource | None = None,
     split: SplitRule | None = None,
+    version: int | str | None = None,
 ) -> Dataset:
     """Read features and labels, matched by image id.
 
@@ -91,6 +92,8 @@ def load_dataset(
         Where the labels are; folders named ``SPLIT/LABEL`` by default.
     split
         How to divide the rows; by default as the labels say, or by hash of the id where they say nothing.
+    version
+        Version or tag of the set; the latest by default.
 
     Returns
     -------
@@ -111,14 +114,14 @@ def load_dataset(
     >>> with FeatureStore.open("features") as store:  # doctest: +SKIP
     ...     data = load_dataset(store, "photos", ["layer3", "layer4"])
     """
-    feature_set = pin(store, set_name)
+    feature_set = pin(store, set_name, version)
     return read_dataset(feature_set, layers, read_rows(feature_set, _listed(layers), labels=labels, split=split))
 
 
-def pin(store: FeatureStore, set_name: str) -> FeatureSet:
-    """Give a feature set as it is now: it reads this version, whatever is committed meanwhile."""
+def pin(store: FeatureStore, set_name: str, version: int | str | None = None) -> FeatureSet:
+    """Give a feature set as of a version or tag, or as it is now, whatever is committed meanwhile."""
     feature_set = store[set_name]
-    return feature_set.as_of(feature_set.version)
+    return feature_set.as_of(feature_set.version if version is None else version)
 
 
 def read_rows(

@@ -43,6 +43,7 @@ def train_models(
     models: Sequence[str] = tuple(MODELS),
     labels: LabelSource | None = None,
     split: SplitRule | None = None,
+    version: int | str | None = None,
     grids: Mapping[str, Sequence[float]] | None = None,
     class_weight: ClassWeight = None,
     folds: int = 5,
@@ -71,6 +72,8 @@ def train_models(
         Where the labels are; folders named ``SPLIT/LABEL`` by default.
     split
         How to divide the rows; by default as the labels say, or by hash of the id.
+    version
+        Version or tag of the set to learn from; the latest by default.
     grids
         Values of a model's main setting to try instead of its own, the simplest first, by model.
     class_weight
@@ -130,6 +133,7 @@ def train_models(
             plan=plan,
             labels=labels,
             split=split,
+            version=version,
             keep_all=save == "all",
             progress=progress,
         )

@@ -205,3 +205,18 @@ def test_the_cure_named_for_labels_without_a_split_works(icecore: Icecore, train
     assert found
     cure = f"{found[1]}={found[2]}"
     assert icecore("train", trained.config, "--set", "labels.layout=label", "--set", cure).code == 0
+
+
+def test_training_learns_from_a_tagged_version(icecore: Icecore, trained: Any) -> None:
+    tagged = icecore("store", "tag", trained.store, "photos", "paper")
+    assert tagged.code == 0
+    (trained.photos / "train" / "red" / "0.png").unlink()
+    assert icecore("extract", trained.config).code == 0
+    now = icecore("train", trained.config, "--json").outcome
+    then = icecore("train", trained.config, "--json", "--set", "train.version=paper").outcome
+    assert (now["version"], then["version"]) == (2, 1)
+    assert then["rows"]["training"] == now["rows"]["training"] + 1
+    unknown = icecore("train", trained.config, "--set", "train.version=papre")
+    assert unknown.code == 4
+    assert "train.version: " in unknown.told
+    assert "did you mean 'paper'" in unknown.told
