@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from icecore.store import LockedError, MissingExtraError, RefusedError, SourceError, StoreError
+from icecore.store import DiskError, LockedError, MissingExtraError, RefusedError, SourceError, StoreError
 
 __all__ = ["Exit", "Outcome", "outcome_of_error"]
 
@@ -98,6 +98,8 @@ def outcome_of_error(exc: BaseException) -> Outcome | None:
         return Outcome(Exit.INTERRUPTED, error=MEANING[Exit.INTERRUPTED])
     if isinstance(exc, LockedError):
         return Outcome(Exit.LOCKED, error=str(exc))
+    if isinstance(exc, DiskError):
+        return Outcome(Exit.FAILED, error=str(exc), transient=exc.transient)
     kinds = {kind.__name__ for kind in type(exc).__mro__}
     if kinds & _CONFIG_FAULTS:
         return Outcome(Exit.CONFIG_INVALID, error=str(exc))

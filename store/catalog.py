@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .contract import Column, Contract
+from .disk_errors import disk_errors, sqlite_errors
 from .errors import FormatError, StoreDamagedError, StoreError, StoreNotFoundError
 from .migrate import migrate
 
@@ -91,14 +92,19 @@ def create_catalog(folder: Path) -> None:
     ------
     StoreDamagedError
         When there are segments but no catalog: a new one would forget them.
+    DiskError
+        When it cannot be written there.
     """
     path = folder / CATALOG
-    if not path.exists() and next((folder / "segments").rglob("*.h5"), None) is not None:
-        raise StoreDamagedError(f"{folder}: {CATALOG} is missing but segments are here; restore it from a back-up")
+    if path.exists():
+        with closing(_open(path, _reading_mode(folder))) as db, _readable(path):
+            if not _is_empty(db):
+                return
+    _require_no_segments(folder, "is empty" if path.exists() else "is missing")
     with closing(_open(path, "rwc")) as db, _readable(path):
         db.execute("PRAGMA journal_mode=WAL")
         with transaction(db):
-            if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+            if _is_empty(db):  # nobody else has filled it meanwhile
                 for statement in _schema():
                     db.execute(statement)
                 facts = [
@@ -110,25 +116,37 @@ def create_catalog(folder: Path) -> None:
                 db.executemany("INSERT INTO meta VALUES (?, ?)", facts)
 
 
+def _is_empty(db: sqlite3.Connection) -> bool:
+    return bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0)
+
+
+def _require_no_segments(folder: Path, trouble: str) -> None:
+    if next((folder / "segments").rglob("*.h5"), None) is not None:
+        raise StoreDamagedError(f"{folder}: {CATALOG} {trouble} but segments are here; restore it from a back-up")
+
+
 def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
     """Open the catalog of a store.
 
     Raises
     ------
     StoreNotFoundError
-        When there is none.
+        When there is none, or one whose making was cut off.
     FormatError
         When it was made by another release in a format that this one does not read.
     StoreDamagedError
         When SQLite cannot read it.
+    DiskError
+        When the disk refuses, or another program keeps the catalog from being read.
     """
     path = folder / CATALOG
-    if not path.is_file():
-        raise StoreNotFoundError(folder)
+    with disk_errors(path):
+        if not path.is_file():
+            raise StoreNotFoundError(folder)
     db = _open(path, "rw" if write else _reading_mode(folder))
     try:
         with _readable(path):
-            if _require_format(path, db) == 1:
+            if _require_format(folder, db) == 1:
                 db = _migrated(db, write=write)
             if write:
                 db.execute("PRAGMA synchronous=FULL")
@@ -140,11 +158,14 @@ def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
     return db
 
 
-def _require_format(path: Path, db: sqlite3.Connection) -> int:
+def _require_format(folder: Path, db: sqlite3.Connection) -> int:
+    if _is_empty(db):
+        _require_no_segments(folder, "is empty")
+        raise StoreNotFoundError(folder)
     found = _format_of(db)
     if found not in (1, CATALOG_VERSION):
         raise FormatError(
-            f"{path}: catalog format {found}, this release reads 1 and {CATALOG_VERSION}; upgrade icecore"
+            f"{folder / CATALOG}: catalog format {found}, this release reads 1 and {CATALOG_VERSION}; upgrade icecore"
         )
     return found
 
@@ -187,10 +208,11 @@ def _reading_mode(folder: Path) -> str:
 def _readable(path: Path) -> Iterator[None]:
     """Tell what SQLite cannot read as damage of the store, and what it cannot do now by its own name."""
     try:
-        yield
+        with sqlite_errors(path):
+            yield
     except sqlite3.OperationalError as exc:
         if "no such table" in str(exc):
-            raise StoreDamagedError(f"{path}: holds no catalog ({exc}); `icecore extract` completes a new one") from exc
+            raise StoreDamagedError(f"{path}: holds no catalog ({exc}); restore it from a back-up") from exc
         raise StoreError(f"{path}: {exc}") from exc
     except sqlite3.DatabaseError as exc:
         raise StoreDamagedError(f"{path}: not readable as a catalog ({exc})") from exc
@@ -198,15 +220,23 @@ def _readable(path: Path) -> Iterator[None]:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Run a block as one transaction: all of it, or on any exception none."""
-    try:
-        db.execute("BEGIN IMMEDIATE")
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
+    """Run a block as one transaction: all of it, or on any exception none.
+
+    Raises
+    ------
+    DiskError
+        When SQLite cannot write: the disk is full, read-only or failing, or another program holds the catalog.
+    """
+    path = db.execute("PRAGMA database_list").fetchone()[2]
+    with sqlite_errors(path):
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            yield
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
 
 
 def set_id_of(db: sqlite3.Connection, name: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["fsync_file", "fsync_folder", "make_folder", "publish", "publish_folder", "write_bytes"]
@@ -27,8 +28,13 @@ def publish_folder(temporary: Path, final: Path) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a small file so that readers see the old or the new one, never a part."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    publish(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        publish(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def make_folder(path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ __all__ = [
     "AmbiguousLayerError",
     "ClosedArrayError",
     "ContractMismatchError",
+    "DiskError",
     "FormatError",
     "GenerationNotFoundError",
     "IncompleteColumnError",
@@ -50,6 +53,48 @@ class StoreNotFoundError(StoreError, FileNotFoundError):
 
 class StoreDamagedError(StoreError, OSError):
     """A file of the store is missing, cut short or changed."""
+
+
+class DiskError(StoreError, OSError):
+    """The disk or the system refuses: full, over quota, read-only, failing. What was committed is kept.
+
+    Parameters
+    ----------
+    path
+        File or folder that was being used.
+    number
+        ``errno``; decides the cure and whether the refusal may pass by itself.
+    reason
+        What the system or SQLite says; the words for ``number`` by default.
+    """
+
+    def __init__(self, path: object, number: int | None, reason: str = "") -> None:
+        self.path = path
+        self.transient = number in _TRANSIENT
+        """whether the same run may succeed later without anybody changing anything"""
+        cure = _CURES.get(number, "see what is wrong with the disk, and run again")
+        told = reason or (os.strerror(number) if number else "refused")
+        super().__init__(number, f"{path}: {told}; {cure}: everything that was committed is kept")
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+_PASSING = (
+    "ENOSPC EDQUOT EIO EREMOTEIO EBUSY EAGAIN EINTR EMFILE ENFILE ENOMEM ESTALE ETIMEDOUT ENETDOWN ENETUNREACH "
+    "EHOSTDOWN EHOSTUNREACH ECONNRESET"
+)
+_TRANSIENT = frozenset(getattr(errno, name) for name in _PASSING.split() if hasattr(errno, name))
+_CURES: dict[int | None, str] = {
+    errno.ENOSPC: "free some space and run again",
+    errno.EDQUOT: "free some space or have the quota raised, and run again",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f) and run again",
+    errno.EROFS: "mount it for writing, or write to another place",
+    errno.EACCES: "let this user write there, or write to another place",
+    errno.EPERM: "let this user write there, or write to another place",
+    errno.EBUSY: "close the other program that has the catalog open for writing, and run again",
+    errno.EMFILE: "raise the limit on open files (ulimit -n) and run again",
+}
 
 
 class FormatError(StoreError, ValueError):

@@ -20,6 +20,7 @@ from .collect import Collection, Dropped, collect_store, drop_generation
 from .compact import Compaction, compact_store
 from .contract import Column, Contract
 from .difference import StoreDiff, diff_states
+from .disk_errors import disk_errors
 from .durable import make_folder
 from .errors import SetNotFoundError
 from .feature_set import FeatureSet
@@ -59,9 +60,18 @@ class FeatureStore:
 
     @classmethod
     def create(cls, path: Path | str) -> Self:
-        """Open a store, making an empty one where there is none."""
-        make_folder(Path(path))
-        catalog.create_catalog(Path(path))
+        """Open a store, making an empty one where there is none.
+
+        Raises
+        ------
+        FormatError, StoreDamagedError
+            When there is one whose catalog cannot be read by this release, or at all.
+        DiskError
+            When it cannot be made there.
+        """
+        with disk_errors(Path(path)):
+            make_folder(Path(path))
+            catalog.create_catalog(Path(path))
         return cls.open(path)
 
     def __enter__(self) -> Self:
@@ -257,6 +267,8 @@ class FeatureStore:
         ------
         LockedError
             On entering, when another run writes to the store.
+        DiskError
+            On entering, and in every call that commits: when the disk is full, or refuses otherwise.
         StoreDamagedError
             On entering, when a segment of the set is missing or cut short.
         ContractMismatchError

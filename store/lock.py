@@ -7,22 +7,25 @@ and a live one never is. Who holds it stands in ``writer.json`` beside the lock,
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
-from .durable import write_bytes
+from .disk_errors import disk_errors
 from .errors import Holder, LockedError
 
 __all__ = ["is_locked", "read_holder", "writer_lock"]
+
+log = logging.getLogger(__name__)
 
 LOCK, HOLDER = "writer.lock", "writer.json"
 PATIENCE = 0.1
@@ -37,19 +40,22 @@ def writer_lock(folder: Path, *, command: str = "") -> Iterator[Holder]:
     ------
     LockedError
         Within a tenth of a second, naming the holder, when another process or thread holds it.
+    DiskError
+        When the folder cannot be written to.
     """
     lock = FileLock(folder / LOCK, timeout=PATIENCE, poll_interval=0.01, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout as exc:
-        raise LockedError(folder, read_holder(folder)) from exc
+    with disk_errors(folder / LOCK):
+        _acquire(lock, folder)
     try:
         holder = Holder(os.getpid(), socket.gethostname(), command or shlex.join(sys.argv), _now())
-        write_bytes(folder / HOLDER, json.dumps(asdict(holder)).encode())
+        _note(folder, holder)
         yield holder
     finally:
-        (folder / HOLDER).unlink(missing_ok=True)
-        lock.release()
+        try:
+            with suppress(OSError):  # a note that stays is of no consequence: it is read beside a held lock only
+                (folder / HOLDER).unlink()
+        finally:
+            lock.release()
 
 
 def is_locked(folder: Path) -> bool:
@@ -87,8 +93,28 @@ def read_holder(folder: Path) -> Holder | None:
     """Say who took the lock last; None when nobody has, or when its note is not yet written."""
     try:
         return Holder(**json.loads((folder / HOLDER).read_bytes()))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+    except (OSError, ValueError, TypeError):
         return None
+
+
+def _acquire(lock: BaseFileLock, folder: Path) -> None:
+    try:
+        lock.acquire()
+    except Timeout as exc:
+        raise LockedError(folder, read_holder(folder)) from exc
+
+
+def _note(folder: Path, holder: Holder) -> None:
+    """Write down who holds the lock; on a full disk the lock holds all the same, and its holder may free some."""
+    temporary = folder / f"{HOLDER}.tmp"  # one name, so that a kill leaves what the next holder replaces
+    try:
+        temporary.write_bytes(json.dumps(asdict(holder)).encode())
+        temporary.replace(folder / HOLDER)
+    except OSError as exc:
+        log.warning("%s: cannot note who writes (%s)", folder / HOLDER, exc.strerror)
+        for stale in (temporary, folder / HOLDER):
+            with suppress(OSError):
+                stale.unlink()
 
 
 def _now() -> str:

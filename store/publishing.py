@@ -15,6 +15,7 @@ from . import catalog
 from .catalog import Generation
 from .commit import WrittenSegment
 from .contract import Column
+from .disk_errors import disk_errors
 from .durable import make_folder, publish
 from .segment import SegmentHeader, file_checksum, write_segment
 
@@ -53,13 +54,16 @@ def publish_segment(
         Recorded with the segment.
     created
         When its rows were computed; now by default.
+
+    Raises
+    ------
+    DiskError
+        When the disk is full, or refuses otherwise.
     """
     name = uuid.uuid4().hex
     relative = f"segments/{set_name}/{generation.uuid}/{name}.h5"
-    final = folder / relative
-    temporary = final.with_suffix(".h5.tmp")
-    db.execute("INSERT INTO intents VALUES (?, ?)", (name, relative))
-    make_folder(final.parent)
+    with catalog.transaction(db):
+        db.execute("INSERT INTO intents VALUES (?, ?)", (name, relative))
     header = SegmentHeader(
         uuid=name,
         set_name=set_name,
@@ -72,7 +76,23 @@ def publish_segment(
         source=source,
     )
     digests = np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32)
+    final = folder / relative
+    with disk_errors(final):
+        offsets, checksum, size = _write(final, header, ids, digests, features)
+    return WrittenSegment(name, relative, size, checksum, offsets, contents)
+
+
+def _write(
+    final: Path,
+    header: SegmentHeader,
+    ids: Sequence[bytes],
+    digests: np.ndarray,
+    features: Mapping[Column, np.ndarray | Iterable[np.ndarray]],
+) -> tuple[dict[Column, int], str, int]:
+    """Write a segment and give it its name, or leave nothing; give its offsets, checksum and size."""
+    temporary = final.with_suffix(".h5.tmp")
     try:
+        make_folder(final.parent)
         offsets = write_segment(temporary, header, ids, digests, features)
         checksum, size = file_checksum(temporary), temporary.stat().st_size
         publish(temporary, final)
@@ -81,4 +101,4 @@ def publish_segment(
             with suppress(OSError):
                 unfinished.unlink()
         raise
-    return WrittenSegment(name, relative, size, checksum, offsets, contents)
+    return offsets, checksum, size

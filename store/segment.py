@@ -18,6 +18,7 @@ import xxhash
 
 from .contract import Column, Contract, canonical_json
 from .errors import FormatError, StoreDamagedError
+from .sink import writing_hdf5
 
 __all__ = [
     "FORMAT",
@@ -95,7 +96,7 @@ def write_segment(
     dict
         Byte offset of each column's data in the file.
     """
-    with h5py.File(path, "w", alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file:
+    with writing_hdf5(path, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file:
         _write_attributes(file, header)
         _write_array(file, IDS, np.frombuffer(b"".join(i + b"\0" for i in ids), dtype=np.uint8))
         _write_array(file, CONTENT, content)

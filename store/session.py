@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from . import catalog
+from .errors import StoreError
 from .lock import writer_lock
 from .registry import sweep
 from .summary import refresh_summaries
@@ -28,6 +29,8 @@ def writing(folder: Path, *, command: str = "") -> Iterator[sqlite3.Connection]:
         At once, naming the holder, when another process or thread writes.
     StoreNotFoundError, FormatError, StoreDamagedError
         When the catalog cannot be opened.
+    DiskError
+        When the folder cannot be written to.
     """
     with writer_lock(folder, command=command), closing(catalog.connect(folder, write=True)) as db:
         if swept := sweep(folder, db):
@@ -36,4 +39,18 @@ def writing(folder: Path, *, command: str = "") -> Iterator[sqlite3.Connection]:
             yield db
             refresh_summaries(db)
         finally:
-            catalog.empty_log(db)
+            _leave(folder, db)
+
+
+def _leave(folder: Path, db: sqlite3.Connection) -> None:
+    """Take away what was announced and not committed, and write the log into the catalog; later where it fails."""
+    try:
+        if db.execute("SELECT 1 FROM intents LIMIT 1").fetchone():
+            # A COMMIT that failed may stand in the log whole, and come to life if the machine dies now: write over it
+            # before files go that it would name.
+            with catalog.transaction(db):
+                db.execute("UPDATE intents SET path = path")
+            sweep(folder, db)
+        catalog.empty_log(db)
+    except (StoreError, sqlite3.OperationalError, OSError) as exc:
+        log.warning("%s: not tidied up, the next run will (%s)", folder, exc)

@@ -6,10 +6,12 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 
+from .disk_errors import sqlite_errors
 from .scan import Scan, SourceImage
 
 __all__ = ["PlannedImages", "Spool"]
 
+TEMPORARY = "SQLite's temporary files (in SQLITE_TMPDIR, TMPDIR or /var/tmp)"
 BATCH = 1000
 """Images written to disk at a time."""
 
@@ -34,11 +36,15 @@ class Spool:
     def rows(self, mask: int) -> Iterator[tuple[bytes, int, int, int]]:
         """Give the images of a mask in the order they came, as id, size, mtime_ns, ctime_ns."""
         self._flush()
-        return self._db.execute("SELECT id, size, mtime_ns, ctime_ns FROM work WHERE mask = ? ORDER BY n", (hex(mask),))
+        with sqlite_errors(TEMPORARY):
+            yield from self._db.execute(
+                "SELECT id, size, mtime_ns, ctime_ns FROM work WHERE mask = ? ORDER BY n", (hex(mask),)
+            )
 
     def _flush(self) -> None:
         insert = "INSERT INTO work (mask, id, size, mtime_ns, ctime_ns) VALUES (?, ?, ?, ?, ?)"
-        self._db.executemany(insert, self._waiting)
+        with sqlite_errors(TEMPORARY):
+            self._db.executemany(insert, self._waiting)
         self._waiting.clear()
 
     def __del__(self) -> None:

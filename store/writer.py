@@ -27,7 +27,7 @@ from .catalog import printable
 from .commit import Target, WrittenSegment, add_version, apply_commit, next_version, set_head
 from .compact import choose_small, compact_generation
 from .contract import Column, Contract
-from .errors import StoreError
+from .errors import DiskError, StoreError
 from .heads import count_uncovered, is_read
 from .known import Known
 from .plan import Plan, plan_against
@@ -315,9 +315,13 @@ class Writer:
         chosen = choose_small(self._db, self._generation.id)
         if not chosen:
             return
-        done = compact_generation(
-            self.folder, self._db, self.set_name, self._generation, chosen, command=self.command, run=self.run
-        )
+        try:
+            done = compact_generation(
+                self.folder, self._db, self.set_name, self._generation, chosen, command=self.command, run=self.run
+            )
+        except DiskError as exc:  # what was asked of the run is done
+            log.warning("small segments were not merged, a later run will (%s)", exc)
+            return
         if done is not None:
             log.info("merged %d small segments into %d", done.segments_before, done.segments_after)
 
