@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class _Sink:
     """A binary file as h5py's ``fileobj`` driver wants it."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w+b", buffering=0)
+        self._file = FileIO(path, "w+")
         self._at = self._end = 0
         self._error: BaseException | None = None
 
