@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from . import catalog
+from .disk_errors import disk_errors
 from .errors import StoreError
 from .lock import writer_lock
 from .registry import sweep
@@ -33,24 +34,34 @@ def writing(folder: Path, *, command: str = "") -> Iterator[sqlite3.Connection]:
         When the folder cannot be written to.
     """
     with writer_lock(folder, command=command), closing(catalog.connect(folder, write=True)) as db:
-        if swept := sweep(folder, db):
+        with disk_errors(folder):
+            swept = sweep(folder, db)
+        if swept:
             log.warning("%s: swept %d files, left by a run that was cut off", folder, swept)
         try:
             yield db
-            refresh_summaries(db)
+            with _put_off(folder):
+                refresh_summaries(db)
         finally:
-            _leave(folder, db)
+            with _put_off(folder):
+                _withdraw(folder, db)
+                catalog.empty_log(db)
 
 
-def _leave(folder: Path, db: sqlite3.Connection) -> None:
-    """Take away what was announced and not committed, and write the log into the catalog; later where it fails."""
+def _withdraw(folder: Path, db: sqlite3.Connection) -> None:
+    """Take away what was announced and not committed."""
+    if db.execute("SELECT 1 FROM intents LIMIT 1").fetchone():
+        # A COMMIT that failed may stand in the log whole, and come to life if the machine dies now: write over it
+        # before files go that it would name.
+        with catalog.transaction(db):
+            db.execute("UPDATE intents SET path = path")
+        sweep(folder, db)
+
+
+@contextmanager
+def _put_off(folder: Path) -> Iterator[None]:
+    """Leave to the next run what tidies up: what the run itself did is done, or has told why not."""
     try:
-        if db.execute("SELECT 1 FROM intents LIMIT 1").fetchone():
-            # A COMMIT that failed may stand in the log whole, and come to life if the machine dies now: write over it
-            # before files go that it would name.
-            with catalog.transaction(db):
-                db.execute("UPDATE intents SET path = path")
-            sweep(folder, db)
-        catalog.empty_log(db)
+        yield
     except (StoreError, sqlite3.OperationalError, OSError) as exc:
         log.warning("%s: not tidied up, the next run will (%s)", folder, exc)
