@@ -11,12 +11,17 @@ import numpy as np
 from .contract import Column
 from .scan import SourceImage
 
-__all__ = ["Block", "Buffers", "Failed", "Row", "cast_rows", "require_shapes"]
+__all__ = ["NONE", "Block", "Buffers", "Failed", "Row", "cast_rows", "require_shapes"]
+
+NONE: frozenset[Column] = frozenset()
+"""No columns."""
 
 
 class Row(NamedTuple):
     """An image that has features."""
 
+    key: bytes
+    """its id, as stored"""
     image: SourceImage
     """the image"""
     content: bytes
@@ -58,7 +63,7 @@ class Buffers:
         self.refusals: dict[bytes, dict[Column, str]] = {}
         self.bytes = 0
         self._blocks: list[Block] = []
-        self._columns: dict[bytes, set[Column]] = {}
+        self._columns: dict[bytes, frozenset[Column]] = {}
 
     @property
     def entries(self) -> int:
@@ -68,19 +73,19 @@ class Buffers:
     def enter(self, rows: Sequence[Row]) -> None:
         """Take images that have features, here or in the store."""
         for row in rows:
-            key = row.image.key
-            self.rows[key] = row
+            self.rows[row.key] = row
             if self.failures:
-                self.failures.pop(key, None)
+                self.failures.pop(row.key, None)
             if self.gone:
-                self.gone.discard(key)
+                self.gone.discard(row.key)
 
     def add(self, block: Block) -> None:
         """Take vectors that their contents lacked."""
         self._blocks.append(block)
         columns = frozenset(block.features)
         for row in block.rows:
-            self._columns.setdefault(row.content, set()).update(columns)
+            before = self._columns.get(row.content)
+            self._columns[row.content] = columns if before is None else before | columns
         self.bytes += sum(X.nbytes for X in block.features.values())
 
     def refuse(self, content: bytes, reasons: Mapping[Column, str]) -> None:
@@ -89,15 +94,17 @@ class Buffers:
 
     def fail(self, image: SourceImage, kind: str, reason: str) -> None:
         """Take a failure."""
-        self.rows.pop(image.key, None)
-        self.gone.discard(image.key)
-        self.failures[image.key] = Failed(image, kind, reason)
+        key = image.key
+        self.rows.pop(key, None)
+        self.gone.discard(key)
+        self.failures[key] = Failed(image, kind, reason)
 
-    def columns_of(self, content: bytes) -> set[Column]:
+    def columns_of(self, content: bytes) -> frozenset[Column]:
         """Give the columns that a content has here, as vectors or refusals."""
-        return {*self._columns.get(content, ()), *self.refusals.get(content, ())}
+        stored, refused = self._columns.get(content, NONE), self.refusals.get(content)
+        return stored.union(refused) if refused else stored
 
-    def prune(self, committed: Callable[[bytes], set[Column]]) -> None:
+    def prune(self, committed: Callable[[bytes], frozenset[Column]]) -> None:
         """Drop vectors that are committed already: of a commit that was cut off just behind its transaction."""
         blocks, self._blocks, self._columns = self._blocks, [], {}
         for block in blocks:

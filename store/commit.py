@@ -88,14 +88,21 @@ class Entered:
 
 
 def apply_commit(
-    db: sqlite3.Connection, target: Target, buffers: Buffers, segments: Sequence[WrittenSegment]
+    db: sqlite3.Connection,
+    target: Target,
+    buffers: Buffers,
+    segments: Sequence[WrittenSegment],
+    asked: Mapping[bytes, int | None],
 ) -> Entered:
-    """Enter rows, refusals, failures and removals as one version, unless nothing has changed."""
+    """Enter rows, refusals, failures and removals as one version, unless nothing has changed.
+
+    ``asked`` gives the ids of contents that were looked up since the last commit, None where the catalog has none.
+    """
     version = next_version(db)
     entered = Entered()
     counts: Counter[str] = Counter(segments=len(segments))
     contents = _enter_contents(
-        db, chain(*(segment.contents for segment in segments), (row.content for row in buffers.rows.values()))
+        db, chain(*(segment.contents for segment in segments), (row.content for row in buffers.rows.values())), asked
     )
     for segment in segments:
         ids = np.array([contents[content] for content in segment.contents], dtype=np.int64)
@@ -169,12 +176,15 @@ def find_contents(db: sqlite3.Connection, contents: Iterable[bytes]) -> dict[byt
     return found
 
 
-def _enter_contents(db: sqlite3.Connection, contents: Iterable[bytes]) -> dict[bytes, int]:
+def _enter_contents(
+    db: sqlite3.Connection, contents: Iterable[bytes], asked: Mapping[bytes, int | None]
+) -> dict[bytes, int]:
     """Give the ids of contents, new ones numbered in the order given."""
-    asked = list(dict.fromkeys(contents))
-    known = find_contents(db, asked)
+    wanted = list(dict.fromkeys(contents))
+    known = {content: found for content in wanted if (found := asked.get(content)) is not None}
+    known |= find_contents(db, (content for content in wanted if content not in asked))
     first = int(db.execute("SELECT value FROM meta WHERE key = 'next_content'").fetchone()[0])
-    new = {content: first + number for number, content in enumerate(c for c in asked if c not in known)}
+    new = {content: first + number for number, content in enumerate(c for c in wanted if c not in known)}
     db.executemany("INSERT INTO contents VALUES (?, ?)", sorted(new.items()))
     db.execute("UPDATE meta SET value = ? WHERE key = 'next_content'", (str(first + len(new)),))
     return known | new
@@ -205,10 +215,10 @@ def _add_images(
 ) -> Counter[str]:
     """Enter images; count those added, changed, and kept (the same content, at most new file times)."""
     counts: Counter[str] = Counter()
-    for some in batched(rows.items(), AT_A_TIME):
-        live = _live_images(db, target, [key for key, _ in some])
+    for some in batched(rows.values(), AT_A_TIME):
+        live = _live_images(db, target, [row.key for row in some])
         ended, entered, touched = [], [], []
-        for key, (image, content) in some:
+        for key, image, content in some:
             before, content_id = live.get(key), contents[content]
             facts = (*_stat(image), _is_racy(image, target))
             if before is None or before[0] != content_id:
@@ -230,6 +240,9 @@ def _add_images(
 
 def _live_images(db: sqlite3.Connection, target: Target, keys: Sequence[bytes]) -> dict[bytes, tuple[int, ...]]:
     """Give content, size, mtime, ctime and raciness of those images that are alive."""
+    span = (target.set_id, min(keys, default=b""), max(keys, default=b""))
+    if db.execute("SELECT 1 FROM images WHERE set_id = ? AND id BETWEEN ? AND ? LIMIT 1", span).fetchone() is None:
+        return {}  # a first extraction, or new folders: nothing to look up one by one
     query = (
         "SELECT id, content_id, size, mtime_ns, ctime_ns, racy FROM images "
         f"WHERE set_id = ? AND id IN ({_marks(keys)}) AND removed_in IS NULL"
