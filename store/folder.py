@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import SourceError
 from .long_paths import listed, stat_path
-from .scan import IMAGE_EXTENSIONS, NOT_THERE, Found, Scan, SourceImage, decode_id, id_fault
+from .scan import IMAGE_EXTENSIONS, MAX_ID_BYTES, NOT_THERE, Found, Scan, SourceImage, decode_id, id_fault
 
 __all__ = ["FolderScan", "scan_folder"]
 
@@ -44,12 +44,13 @@ class FolderScan(Scan):
 
     def __iter__(self) -> Iterator[Found]:
         self.ignored, self.started_ns = 0, time.time_ns()
-        images = there = 0
+        images, there = 0, False
         for found in self._walk():
-            if fault := id_fault(found[0]):
+            if len(found[0]) > MAX_ID_BYTES:  # the one fault that a name below a folder can have
+                fault = id_fault(found[0])
                 raise SourceError(f"{self.root}: {fault}; shorten its folders' names, or list the images in a manifest")
             images += 1
-            there += found[1:4] != NOT_THERE
+            there = there or found[1:4] != NOT_THERE
             yield found
         if not images:
             endings = ", ".join(self.extensions)
@@ -66,11 +67,12 @@ class FolderScan(Scan):
         return SourceImage(image_id, self.root / image_id, size, mtime_ns, ctime_ns)
 
     def _walk(self) -> Iterator[Found]:
+        base, look = self._base, stat_path
         levels = [(self._listing(b""), _identity(stat_path(self._base)))]
         while levels:
             for key, is_folder in levels[-1][0]:
                 try:
-                    found = stat_path(self._base + key)
+                    found = look(base + key)
                 except OSError as exc:
                     if (broken := self._broken(key, exc)) is not None:
                         yield broken
@@ -92,15 +94,16 @@ class FolderScan(Scan):
         """List one folder as (id, is a folder), in the order that the ids below it have."""
         found: list[tuple[bytes, bool]] = []
         folder = (self._base + prefix).rstrip(b"/") or b"/"
+        endings = self._endings
         try:
             with listed(folder) as entries:
                 for entry in entries:
-                    name = os.fsencode(entry.name)
+                    name = entry.name if isinstance(entry.name, bytes) else os.fsencode(entry.name)
                     if name.startswith(b"."):
                         self.ignored += 1
                     elif _is_folder(entry):
                         found.append((prefix + name + b"/", True))
-                    elif name.lower().endswith(self._endings) or self._leads_nowhere(entry, prefix + name):
+                    elif name.lower().endswith(endings) or self._leads_nowhere(entry, prefix + name):
                         # A link without an image's ending that leads nowhere may be a folder whose disk is not there.
                         found.append((prefix + name, False))
                     else:

@@ -196,13 +196,14 @@ class _Merge:
         known = next(known_images, _LAST)
         for found in self.scan:
             key, size, mtime, ctime, trouble = found
-            while known[0] < key:
-                self.gone.append(known[0])
-                total += 1
-                known = next(known_images, _LAST)
             if known[0] != key:
-                self._decide(found, None, failures)
-                continue
+                while known[0] < key:
+                    self.gone.append(known[0])
+                    total += 1
+                    known = next(known_images, _LAST)
+                if known[0] != key:
+                    self._decide(found, None, failures)
+                    continue
             total += 1
             if (
                 known[1:5] == (size, mtime, ctime, 0)
