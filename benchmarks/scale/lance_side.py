@@ -1,6 +1,6 @@
 """Lance's side of store_scale.py, run by a Python that has pylance and NumPy but not icecore.
 
-python benchmarks/scale_lance.py write|scan|take JSON
+python -m scale.lance_side write|scan|take JSON
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pathlib import Path
 import lance
 import numpy as np
 import pyarrow as pa
-from page_cache import cool, files_below
-from scale_rows import WIDTH, check_rows, digest, image_id, peak_mib, some_rows
+
+from .page_cache import cool, files_below
+from .rows import WIDTH, check_rows, digest, image_id, peak_mib, some_rows
 
 Run = dict[str, float]
 WRITTEN_AT_A_TIME = 8192
