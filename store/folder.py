@@ -21,6 +21,9 @@ from .scan import IMAGE_EXTENSIONS, MAX_ID_BYTES, NOT_THERE, Found, Scan, Source
 
 __all__ = ["FolderScan", "scan_folder"]
 
+LONGEST_NAME = 1024
+"""No system takes a name of as many bytes: it is 255 on Linux, and 255 of UTF-16's units on Windows and macOS."""
+
 
 class FolderScan(Scan):
     """An image folder, to be walked once or more; made by ``scan_folder``.
@@ -44,22 +47,21 @@ class FolderScan(Scan):
 
     def __iter__(self) -> Iterator[Found]:
         self.ignored, self.started_ns = 0, time.time_ns()
-        images, there = 0, False
-        for found in self._walk():
-            if len(found[0]) > MAX_ID_BYTES:  # the one fault that a name below a folder can have
-                fault = id_fault(found[0])
-                raise SourceError(f"{self.root}: {fault}; shorten its folders' names, or list the images in a manifest")
+        images = 0
+        walk = self._walk()
+        for found in walk:
             images += 1
-            there = there or found[1:4] != NOT_THERE
             yield found
+            if found[1:4] != NOT_THERE:
+                yield from walk
+                return
         if not images:
             endings = ", ".join(self.extensions)
             raise SourceError(f"{self.root}: no images ({self.ignored} other files; looked for {endings})")
-        if not there:
-            raise SourceError(
-                f"{self.root}: all that is in it leads nowhere ({images:,} symbolic links); "
-                f"mount what they point to; nothing was changed"
-            )
+        raise SourceError(
+            f"{self.root}: all that is in it leads nowhere ({images:,} symbolic links); "
+            f"mount what they point to; nothing was changed"
+        )
 
     def image(self, key: bytes, size: int, mtime_ns: int, ctime_ns: int) -> SourceImage:
         """Give what was found as an image of this folder."""
@@ -115,8 +117,16 @@ class FolderScan(Scan):
         except OSError as exc:
             place = os.fsdecode(exc.filename if isinstance(exc.filename, bytes) else folder)
             raise SourceError(f"{place}: cannot be listed ({exc.strerror}); nothing was changed") from exc
+        if len(prefix) > MAX_ID_BYTES - LONGEST_NAME:
+            self._require_short(key for key, _ in found)
         found.sort(key=itemgetter(0))
         return iter(found)
+
+    def _require_short(self, keys: Iterable[bytes]) -> None:
+        """Refuse an id that is too long: the one fault that a name below a folder can have."""
+        for key in keys:
+            if fault := id_fault(key.removesuffix(b"/")):
+                raise SourceError(f"{self.root}: {fault}; shorten its folders' names, or list the images in a manifest")
 
     def _leads_nowhere(self, entry: os.DirEntry[Any], key: bytes) -> bool:
         if not entry.is_symlink():

@@ -42,7 +42,7 @@ NOT_THERE = (0, 0, 0)
 """Size and times of a file that could not be looked at: nothing is known of it, so nothing that was known ends."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceImage:
     """One image file as the file system describes it."""
 

@@ -191,8 +191,8 @@ def _nights(bench: Bench) -> Iterator[Outcome]:
             f"{bench.nights} nights of {NIGHT_ROWS} rows, {'merging by itself' if merging else 'without merging'}",
             {"before compaction": {**filled, **before}, "after compaction": {**merged, **after}},
             f"{filled['live_segments']:.0f} segments are read, of {filled['files']:.0f} files; "
-            f"after compaction {merged['live_segments']:.0f}, {before['seconds'] / after['seconds']:.1f} times as fast, "
-            f"a night {filled['night_s'] * 1000:.0f} ms, the slowest {filled['slowest_night_s'] * 1000:.0f}",
+            f"after compaction {merged['live_segments']:.0f}, {before['seconds'] / after['seconds']:.1f} times as fast "
+            f"to read; a night {filled['night_s'] * 1000:.0f} ms, the slowest {filled['slowest_night_s'] * 1000:.0f}",
         )
         remove(store)
 
