@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -27,6 +28,7 @@ from icecore.store import (
     VersionNotFoundError,
     collect,
     durable,
+    opening,
     publishing,
     registry,
     rewrite,
@@ -538,3 +540,59 @@ def test_the_sweep_deletes_what_was_taken_out_and_nothing_that_is_there(store: F
     assert (store.path / str(path)).exists()
     assert verify_store(store.path).ok
     assert os.listdir(store.path / "segments/photos") == [store["photos"].generation]
+
+
+def test_a_reader_in_another_process_reads_right_while_files_are_merged_and_deleted(fill: Fill) -> None:
+    """It reads on and on what is latest, a tag, and an array opened before, and must never miss a file."""
+    store = fill(FILES)
+    store["photos"].tag("first")
+    code = f"""
+        import numpy as np
+        from icecore.store import FeatureStore
+        photos = FeatureStore.open({str(store.path)!r})["photos"]
+        first = photos.matrix("layer4")
+        opened = photos.array("layer4")
+        while True:
+            ids, X = photos.matrix("layer4")
+            assert [i for i in ids if i in set(first.ids)] == first.ids
+            assert np.array_equal(X[[ids.index(i) for i in first.ids]], first.X)
+            tagged = photos.matrix("layer4", version="first")
+            assert tagged.ids == first.ids and np.array_equal(tagged.X, first.X)
+            assert np.array_equal(opened.read(dtype="float32"), first.X)
+            print(max(ids), flush=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        reader.stdout.readline()
+        for night in range(6):
+            name = f"{night:03}-new.jpg"
+            fill({name: f"new {night}", f"z{night:03}.jpg": f"last {night}"})
+            remove(store, f"{night - 1:03}-new.jpg")
+            store.compact()
+            store.collect()
+            while (line := reader.stdout.readline()) and line.strip() != f"z{night:03}.jpg":
+                continue
+            assert line, "the reader failed"
+        reader.kill()
+    assert verify_store(store.path).ok
+
+
+def test_a_file_that_is_deleted_between_the_look_and_the_opening_is_no_damage(
+    fill: Fill, monkeypatch: pytest.MonkeyPatch, expected: Expected, columns: tuple[Column, Column]
+) -> None:
+    fill(FILES)
+    store = fill(CHANGED)
+    array = opening.FeatureArray
+
+    def collect_then_open(*args: Any) -> Any:
+        monkeypatch.setattr(opening, "FeatureArray", array)
+        store.compact()
+        assert store.collect().sets[0].segments
+        return array(*args)
+
+    monkeypatch.setattr(opening, "FeatureArray", collect_then_open)
+    np.testing.assert_array_equal(store["photos"].matrix("layer4").X, expected(CHANGED, columns[1]))
+    monkeypatch.setattr(opening, "FeatureArray", lambda *args: (remove(store, "new.jpg"), collect_then_open(*args))[1])
+    with pytest.raises(VersionNotFoundError, match="was collected by gc"):
+        store["photos"].matrix("layer4", version=store["photos"].version)
