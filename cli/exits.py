@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from icecore.store import DiskError, LockedError, MissingExtraError, RefusedError, SourceError, StoreError
+from icecore.store import DiskError, ExportError, LockedError, MissingExtraError, RefusedError, SourceError, StoreError
 
 __all__ = ["Exit", "Outcome", "outcome_of_error"]
 
@@ -41,6 +41,9 @@ MEANING = {
 
 # The same command may end otherwise later without anybody changing anything.
 RETRYABLE = frozenset({Exit.LOCKED, Exit.INTERRUPTED})
+
+# The store is sound: what was asked of it, or what it was asked with, is not.
+_NOT_THE_STORE = (ExportError, MissingExtraError, RefusedError, SourceError)
 
 # What is refused because of what the config says; named here so that extract and train stay unimported.
 _CONFIG_FAULTS = frozenset(
@@ -103,7 +106,7 @@ def outcome_of_error(exc: BaseException) -> Outcome | None:
     kinds = {kind.__name__ for kind in type(exc).__mro__}
     if kinds & _CONFIG_FAULTS:
         return Outcome(Exit.CONFIG_INVALID, error=str(exc))
-    if isinstance(exc, StoreError) and not isinstance(exc, (SourceError, MissingExtraError, RefusedError)):
+    if isinstance(exc, StoreError) and not isinstance(exc, _NOT_THE_STORE):
         return Outcome(Exit.STORE_INVALID, error=str(exc))
     if "SourceLostError" in kinds:
         return Outcome(Exit.FAILED, error=str(exc), transient=True)

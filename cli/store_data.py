@@ -1,4 +1,4 @@
-"""``icecore store status | errors | du``: how a store stands, what failed, where its bytes are."""
+"""``icecore store status | errors | du | export``: how a store stands, what failed, where its bytes are; and out."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import click
 from icecore.store import (
+    AmbiguousLayerError,
     FeatureStore,
+    LayerNotFoundError,
     SetNotFoundError,
     SetStatus,
     StoreStatus,
     StoreUsage,
+    VersionNotFoundError,
     store_status,
     store_usage,
 )
+from icecore.store import export as export_features
+from icecore.store.contract import Dtype
 from icecore.store.durable import write_bytes
+from icecore.store.exporting import ExportFormat
 
 from .app import command as make_command
+from .app import progress_bar
 from .exits import Exit, Outcome
 from .options import OutputFile
 from .table import csv_line, human_bytes, table
@@ -180,6 +187,8 @@ def _usage_data(found: StoreUsage) -> dict[str, Any]:
     return {
         "total": found.total,
         "old": found.old,
+        "gc_frees": found.gc_frees,
+        **({"gc_refuses": found.gc_refuses} if found.gc_refuses else {}),
         "generations": [
             {"set": one.set_name, **{key: value for key, value in asdict(one).items() if key != "set_name"}}
             for one in found.generations
@@ -200,16 +209,81 @@ def _usage_text(store: Path, found: StoreUsage) -> str:
     rows += [["", "", "", what, human_bytes(size)] for what, size in found.rest.items() if size]
     rows.append(["", "", "", "total", human_bytes(found.total)])
     lines = [table(["set", "generation", "state", "what", "size"], rows)]
-    if found.old:
-        freed = human_bytes(found.old)
-        lines += [
-            "",
-            f"{store}: only earlier versions need {freed}; `icecore store gc` frees what no tag or bundle keeps",
-        ]
+    if found.gc_frees is None:
+        lines += ["", found.gc_refuses]
+    elif found.gc_frees:
+        lines += ["", f"{store}: `icecore store gc` would free {human_bytes(found.gc_frees)} of segments"]
     if found.missing:
         lines += ["", f"{store}: {found.missing} segments are missing; `icecore store verify` names them"]
     return "\n".join(lines)
 
 
-COMMANDS = (status, errors, du)
+@make_command(example="icecore store export features photos --layer layer4 --to layer4.npy")
+@STORE
+@click.argument("set_name", metavar="SET")
+@click.option("--layer", "layers", multiple=True, help="Column to write; may be given several times.  [default: all]")
+@click.option("--to", "path", type=OutputFile(), required=True, help="File to write.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(get_args(ExportFormat)),
+    help="What to write.  [default: by the file's ending]",
+)
+@click.option("--version", metavar="VERSION", help="Version, or a tag.  [default: what readers see]")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Type of the values.  [default: as stored]")
+@click.option(
+    "--missing",
+    type=click.Choice(["refuse", "drop"]),
+    default="refuse",
+    show_default=True,
+    help="Where an image lacks a column: refuse, or drop the image.",
+)
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def export(
+    store: Path,
+    set_name: str,
+    layers: tuple[str, ...],
+    path: Path,
+    form: ExportFormat | None,
+    version: str | None,
+    dtype: Dtype | None,
+    missing: Literal["refuse", "drop"],
+    force: bool,
+) -> Outcome:
+    """Write features of SET and the ids of their rows to one file for other tools.
+
+    .npy (with NAME.ids.json beside it), .parquet and .h5 hold the values; --format vds writes a small HDF5 file that
+    shows those of the store, to be kept in or beside it.
+    """
+    with FeatureStore.open(store) as opened, progress_bar("export", unit="rows") as progress:
+        try:
+            features = opened[set_name]
+            done = export_features(
+                features,
+                layers or None,
+                path,
+                format=form,
+                version=version,
+                dtype=dtype,
+                missing=missing,
+                overwrite=force,
+                progress=progress,
+            )
+        except (SetNotFoundError, LayerNotFoundError, AmbiguousLayerError, VersionNotFoundError) as exc:
+            raise click.UsageError(str(exc)) from exc
+    data = {
+        "files": [str(file) for file in done.files],
+        "format": done.format,
+        "set": set_name,
+        "version": done.version,
+        "rows": done.rows,
+        "columns": [{"name": column.name, "width": column.width} for column in done.columns],
+        "bytes": done.bytes,
+    }
+    names = ", ".join(column.name for column in done.columns)
+    text = f"{path}: {done.rows:,} rows of {names}, version {done.version}, {human_bytes(done.bytes)}"
+    return Outcome(Exit.DONE, data, text)
+
+
+COMMANDS = (status, errors, du, export)
 """what this module adds to ``icecore store``"""

@@ -10,6 +10,8 @@ from .errors import (
     ClosedArrayError,
     ContractMismatchError,
     DiskError,
+    ExportError,
+    ExportExistsError,
     FormatError,
     GenerationNotFoundError,
     IncompleteColumnError,
@@ -27,6 +29,7 @@ from .errors import (
     UnknownLabelError,
     VersionNotFoundError,
 )
+from .exporting import Export, export
 from .feature_set import Failure, FeatureSet, Matrix
 from .feature_store import FeatureStore
 from .folder import FolderScan, scan_folder
@@ -56,6 +59,9 @@ __all__ = [
     "Difference",
     "DiskError",
     "Dropped",
+    "Export",
+    "ExportError",
+    "ExportExistsError",
     "Failure",
     "FeatureArray",
     "FeatureSet",
@@ -99,6 +105,7 @@ __all__ = [
     "VersionNotFoundError",
     "WorkGroup",
     "Writer",
+    "export",
     "plan_sync",
     "scan_folder",
     "scan_manifest",

@@ -105,6 +105,26 @@ class FeatureArray:
     def __repr__(self) -> str:
         return f"FeatureArray({self.shape}, {self.dtype}, {' + '.join(column.name for column in self.columns)})"
 
+    @property
+    def places(self) -> tuple[Places, ...]:
+        """Where the rows of each column lie."""
+        return tuple(column.places for column in self._opened())
+
+    def parts(self) -> tuple[FeatureArray, ...]:
+        """Give an array for each column, of its own dtype unless this one was made with another; nothing is opened."""
+        return tuple(self._part(opened) for opened in self._opened())
+
+    def _part(self, opened: OpenColumn) -> FeatureArray:
+        part, column = object.__new__(type(self)), opened.places.column
+        part.__dict__.update(
+            self.__dict__,
+            _columns=(opened,),
+            columns=(column,),
+            shape=(len(self), column.width),
+            _is_whole=opened.places.is_whole,
+        )
+        return part
+
     def astype(self, dtype: DTypeLike) -> FeatureArray:
         """Give the same rows, read as another type; nothing is read or opened for it."""
         other = object.__new__(type(self))
@@ -237,7 +257,7 @@ class FeatureArray:
         return self.read(dtype=kind) if kind.kind == "f" else self.read().astype(kind)
 
     def __reduce__(self) -> tuple[type[FeatureArray], tuple[tuple[Places, ...], RowNames, np.dtype[Any] | None]]:
-        return type(self), (tuple(column.places for column in self._opened()), self._names, self._asked)
+        return type(self), (self.places, self._names, self._asked)
 
     def _opened(self) -> tuple[OpenColumn, ...]:
         if self._columns is None:

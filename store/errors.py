@@ -17,6 +17,8 @@ __all__ = [
     "ClosedArrayError",
     "ContractMismatchError",
     "DiskError",
+    "ExportError",
+    "ExportExistsError",
     "FormatError",
     "GenerationNotFoundError",
     "IncompleteColumnError",
@@ -103,6 +105,20 @@ class FormatError(StoreError, ValueError):
 
 class SourceError(StoreError, ValueError):
     """The image source cannot be used as it is."""
+
+
+class ExportError(StoreError, ValueError):
+    """Features cannot be exported as asked."""
+
+
+class ExportExistsError(ExportError, FileExistsError):
+    """A file to export to is there already, and was not to be replaced."""
+
+    def __init__(self, path: object) -> None:
+        super().__init__(f"{path}: exists already; choose another name, or replace it with overwrite=True (--force)")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class MissingExtraError(StoreError, ImportError):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 
 from .errors import UnknownImageError
 
-__all__ = ["RowNames"]
+__all__ = ["RowNames", "portable_names"]
 
 NEIGHBOURS = 200
 """Ids on either side that are compared with an unknown one, and ids that end with the same file name."""
@@ -70,3 +70,21 @@ class _Joined:
 
     def __call__(self) -> list[str]:
         return [] if self._empty else self._text.split("\0")
+
+
+def portable_names(ids: Sequence[str]) -> tuple[list[str], bool]:
+    r"""Give ids as text that any tool takes, and say whether they had to be escaped.
+
+    Ids that are UTF-8, as nearly always, stay as they are. Where one of them is not, all are escaped: a byte that is
+    no UTF-8 becomes ``\xff``, and a backslash is doubled.
+    """
+    try:
+        "\0".join(ids).encode()
+    except UnicodeEncodeError:
+        return [_escape(image_id) for image_id in ids], True
+    return list(ids), False
+
+
+def _escape(image_id: str) -> str:
+    doubled = image_id.replace("\\", "\\\\")
+    return doubled.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -15,6 +15,8 @@ import numpy as np
 
 from . import catalog
 from .catalog import CATALOG
+from .collect import collect_store
+from .errors import RefusedError
 
 __all__ = ["GenerationUsage", "StoreUsage", "store_usage"]
 
@@ -56,15 +58,20 @@ class StoreUsage:
     """bytes of all else, by what it is; ``strays`` are below ``segments/`` and the catalog does not know them"""
     missing: int
     """segments that the catalog names and that are not there"""
+    gc_frees: int | None
+    """bytes of segments that gc would free, the newest version alone kept besides those with a tag or a bundle; an
+    estimate where a segment would be written anew. None where gc refuses"""
+    gc_refuses: str
+    """why it does: a bundle whose card cannot be read"""
 
     @property
     def old(self) -> int:
-        """Bytes of segments that only earlier versions need: gc frees them but for what tags and bundles keep."""
+        """Bytes of segments that only earlier versions need."""
         return sum(generation.old for generation in self.generations)
 
 
 def store_usage(path: Path | str) -> StoreUsage:
-    """Add up the files of a store; nothing but the catalog is opened.
+    """Add up the files of a store, and ask gc what it would free; nothing but the catalog and cards are read.
 
     Raises
     ------
@@ -85,7 +92,14 @@ def store_usage(path: Path | str) -> StoreUsage:
     for name, size in sizes.items():
         if name not in known:
             rest[_kind(name)] += size
-    return StoreUsage(sum(sizes.values()), parts, dict(rest), len(known - sizes.keys()))
+    return StoreUsage(sum(sizes.values()), parts, dict(rest), len(known - sizes.keys()), *_collectable(folder))
+
+
+def _collectable(folder: Path) -> tuple[int | None, str]:
+    try:
+        return collect_store(folder, dry_run=True).bytes, ""
+    except RefusedError as exc:
+        return None, str(exc)
 
 
 def _generation(

@@ -94,7 +94,7 @@ def test_the_format_page_reads_a_segment_by_hand(tmp_path: Path) -> None:
         writer.append([image], [hashlib.sha256(b"").digest()], {column: np.arange(8.0)[None]})
     (segment,) = tmp_path.rglob("*.h5")
     segment.rename(tmp_path / "segment.h5")
-    ((_, text),) = examples("store/FORMAT.md")
+    (_, text), _ = examples("store/FORMAT.md")  # the other one is run by the test of exports
     shown = "\nassert ids == [b'a/b.jpg'], ids\nassert layer4.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]\n"
     subprocess.run([sys.executable, "-W", "error", "-c", text + shown], cwd=tmp_path, check=True)
 

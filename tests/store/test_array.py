@@ -153,6 +153,21 @@ def test_a_whole_segment_is_its_memory_map_and_nothing_is_copied(
     assert FeatureArray([whole(extent).select(slice(1, None))], names(39)).read().flags.writeable
 
 
+def test_parts_are_the_columns_one_by_one_each_in_its_own_dtype(world: World) -> None:
+    extents, arrays = world
+    array = FeatureArray([whole(extents[column][0]) for column in (HALF, SINGLE)], names(ROWS[0]))
+    half, single = array.parts()
+    for part, column in ((half, HALF), (single, SINGLE)):
+        assert (part.columns, part.shape, part.dtype) == ((column,), (ROWS[0], column.width), np.dtype(column.dtype))
+        assert [places.column for places in part.places] == [column]
+        np.testing.assert_array_equal(part.read(), arrays[column][0])
+        assert isinstance(part.read(), np.memmap)
+        assert part.ids == array.ids
+    assert {part.dtype for part in array.astype("float32").parts()} == {np.dtype("float32")}
+    array.close()
+    np.testing.assert_array_equal(half[1], arrays[HALF][0][1])
+
+
 def test_numpy_is_refused_a_view_where_only_a_copy_will_do(segment: Segment) -> None:
     array = FeatureArray([whole(segment()[0])], names(40), "float32")
     assert np.asarray(array, dtype="int32").dtype == np.int32
