@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from icecore.store import FeatureSet, FeatureStore, SetNotFoundError, verify_store
+from icecore.store import FeatureSet, FeatureStore, SetNotFoundError, SetStatus, store_status, verify_store
 
 from .app import command as make_command
 from .exits import Exit, Outcome
@@ -30,7 +30,7 @@ def command() -> None:
 def ls(store: Path) -> Outcome:
     """List the feature sets of STORE."""
     with FeatureStore.open(store) as opened:
-        rows = [_summary(opened[name]) for name in opened.sets()]
+        rows = [_summary(opened[one.name], one) for one in store_status(store).sets]
     header = ["set", "images", "failed", "layers", "version", "architecture"]
     text = table(header, [[row[key] for key in header] for row in rows]) if rows else f"{store}: no feature sets yet"
     return Outcome(Exit.DONE, {"sets": rows}, text)
@@ -50,7 +50,7 @@ def show(store: Path, set_name: str) -> Outcome:
         contract = features.contract.to_json()
         failures = [failure._asdict() for failure in features.failures()]
         data = {
-            **_summary(features),
+            **_summary(features, store_status(store, set_name).sets[0]),
             "generation": features.generation,
             "columns": [{"name": c.name, "width": c.width, "dtype": c.dtype, "images": n} for c, n in coverage.items()],
             "contract": contract,
@@ -124,12 +124,12 @@ for made in (*DATA_COMMANDS, *HISTORY_COMMANDS):
     command.add_command(made)
 
 
-def _summary(features: FeatureSet) -> dict[str, object]:
+def _summary(features: FeatureSet, status: SetStatus) -> dict[str, object]:
     return {
         "set": features.name,
-        "images": len(features.ids()),
-        "failed": len(features.failures()),
+        "images": status.summary.images,
+        "failed": sum(status.summary.failed.values()),
         "layers": len(features.columns),
-        "version": features.version,
+        "version": status.version,
         "architecture": features.contract.architecture,
     }

@@ -160,6 +160,23 @@ def test_a_generation_that_is_being_filled_says_what_it_lacks(
     assert (photos.contract_hash, photos.pending) == (other_contract.hash, None)
 
 
+def test_after_a_revert_nothing_is_pending_until_something_is_committed(
+    fill: Fill, contract: Contract, columns: Columns, image: Make
+) -> None:
+    store = fill(FILES)
+    fill({"more.jpg": "more"})
+    store["photos"].revert(1)
+    assert store_status(store.path).sets[0].pending is None
+    with pytest.raises(RuntimeError), store.writer("photos", contract, columns) as w:
+        w.append([image("new.jpg")], [digest_of("new")], {c: np.ones((1, c.width)) for c in columns})
+        w.commit()
+        raise RuntimeError
+    (photos,) = store_status(store.path).sets
+    assert photos.summary.images == 20
+    assert photos.pending is not None
+    assert (photos.pending.generation, photos.pending.images, photos.pending.lacking) == (photos.generation, 22, 0)
+
+
 def test_images_that_lack_a_late_column_are_counted(
     fill: Fill, contract: Contract, columns: Columns, image: Make
 ) -> None:
@@ -197,6 +214,13 @@ def test_the_digest_stays_while_readers_see_the_same(
     with store.writer("photos", contract, columns) as w:
         w.remove(["more.jpg", "yet.jpg"])
     store.compact()
+    assert seen(store.path) == first
+    with store.writer("photos", contract, columns) as w:
+        w.remove(["000.jpg"])
+    assert seen(store.path) != first
+    store["photos"].revert(store["photos"].version - 1)
+    assert seen(store.path) == first
+    store.collect()
     assert seen(store.path) == first
     store.close()
     store.path.rename(tmp_path / "elsewhere")
@@ -269,19 +293,22 @@ def sync(path: Path, files: dict[str, str], *, batch: int) -> None:
         w.remove([name for name in "abcdefgh" if name not in files])
 
 
-@given(past=st.lists(st.tuples(FOLDER, st.integers(1, 3), st.booleans()), max_size=3), now=FOLDER)
+THEN = st.sampled_from(["", "compact", "collect", "revert"])
+
+
+@given(past=st.lists(st.tuples(FOLDER, st.integers(1, 3), THEN), max_size=3), now=FOLDER)
 @settings(max_examples=15, deadline=None)
-@example(past=[({"a": "1"}, 1, False)], now={"a": "nan"})
-@example(past=[({"a": "1", "b": "1"}, 1, True)], now={"a": "1", "b": "bad"})
+@example(past=[({"a": "1"}, 1, "")], now={"a": "nan"})
+@example(past=[({"a": "1", "b": "1"}, 1, "compact")], now={"a": "1", "b": "bad"})
+@example(past=[({"a": "1"}, 1, ""), ({"a": "2"}, 1, "revert")], now={"a": "2"})
 def test_stores_that_read_alike_have_one_digest_whatever_their_past(
-    past: list[tuple[dict[str, str], int, bool]], now: dict[str, str]
+    past: list[tuple[dict[str, str], int, str]], now: dict[str, str]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         old, new = Path(folder, "old"), Path(folder, "new")
-        for files, batch, compacted in past:
+        for files, batch, then in past:
             sync(old, files, batch=batch)
-            if compacted:
-                FeatureStore.open(old).compact()
+            _do(old, then)
         sync(old, now, batch=2)
         sync(new, now, batch=100)
         if now:  # else the new store has no set at all
@@ -290,6 +317,17 @@ def test_stores_that_read_alike_have_one_digest_whatever_their_past(
             with closing(catalog.connect(path)) as db:
                 head = catalog.head_of(db, 1)
                 assert head is None or read_summary(db, 1, head) == summarise(db, 1, head)
+
+
+def _do(path: Path, then: str) -> None:
+    with FeatureStore.open(path) as store:
+        if then == "compact":
+            store.compact()
+        elif then == "collect":
+            store.collect()
+        elif then == "revert" and store.sets():
+            log = store["photos"].log()
+            store["photos"].revert(min(version.number for version in log if version.readable))
 
 
 @pytest.mark.parametrize("told", ["forged", "torn", "aged"])
