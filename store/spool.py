@@ -13,7 +13,7 @@ __all__ = ["PlannedImages", "Spool"]
 
 TEMPORARY = "SQLite's temporary files (in SQLITE_TMPDIR, TMPDIR or /var/tmp)"
 BATCH = 1000
-"""Images written to disk at a time."""
+"""Images written to or read from disk at a time."""
 
 
 class Spool:
@@ -36,10 +36,16 @@ class Spool:
     def rows(self, mask: int) -> Iterator[tuple[bytes, int, int, int]]:
         """Give the images of a mask in the order they came, as id, size, mtime_ns, ctime_ns."""
         self._flush()
-        with sqlite_errors(TEMPORARY):
-            yield from self._db.execute(
-                "SELECT id, size, mtime_ns, ctime_ns FROM work WHERE mask = ? ORDER BY n", (hex(mask),)
-            )
+        ask = "SELECT n, id, size, mtime_ns, ctime_ns FROM work WHERE mask = ? AND n > ? ORDER BY n LIMIT ?"
+        last = -1
+        while True:
+            with sqlite_errors(TEMPORARY):  # a batch at a time: no cursor is open while the caller works
+                batch = self._db.execute(ask, (hex(mask), last, BATCH)).fetchall()
+            if not batch:
+                return
+            last = batch[-1][0]
+            for _, *image in batch:
+                yield tuple(image)
 
     def _flush(self) -> None:
         insert = "INSERT INTO work (mask, id, size, mtime_ns, ctime_ns) VALUES (?, ?, ?, ?, ?)"

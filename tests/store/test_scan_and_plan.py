@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from icecore.store import Column, Contract, FeatureStore, Plan, Pooling, SourceError, plan_sync, scan_folder
+from icecore.store.spool import Spool
 
 Save = Callable[[Path], FeatureStore]
 
@@ -318,3 +321,25 @@ def test_a_changed_contract_is_told_by_the_plan(
     plan = replan(store, photos, other_contract, columns)
     assert [difference.field for difference in plan.differences] == ["preprocess[0:resize].size"]
     assert plan.to_read == 3
+
+
+def test_a_plan_given_up_halfway_goes_in_silence_whatever_the_garbage_collector_takes_first(tmp_path: Path) -> None:
+    told: list[object] = []
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(b"picture")
+    for cyclic in (False, True):
+        spool = Spool()
+        for number in range(3):
+            spool.add(1, b"%d" % number, 1, 1, 1)
+        rows = spool.rows(1)
+        assert next(rows) == (b"0", 1, 1, 1)
+        cycle: list[object] = [spool, rows]
+        if cyclic:
+            cycle.append(cycle)
+        hook, sys.unraisablehook = sys.unraisablehook, told.append
+        try:
+            del spool, rows, cycle
+            gc.collect()
+        finally:
+            sys.unraisablehook = hook
+    assert told == []
