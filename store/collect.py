@@ -7,9 +7,8 @@ out of the catalog, and whoever writes next deletes what is still there.
 
 from __future__ import annotations
 
-import logging
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +18,15 @@ import numpy as np
 from . import catalog
 from .difference import find_generation_id
 from .errors import RefusedError, StoreDamagedError
-from .holdings import unpack_ids
-from .needs import Keep, Kept, Needs, Refusals, StoredSegment, find_needs, mark_needed, read_cards
+from .needed import Marked, mark_needed, mark_without_stand_ins
+from .needs import Keep, Kept, Needs, find_needs, read_cards
 from .registry import sweep
-from .rewrite import discard_segments, rewrite_segment
+from .rewrite import discard_segments, enter_rewritten, publish_rewritten
 from .session import writing
+from .stored import StoredSegment
+from .unused import forget_unused, shrink
 
 __all__ = ["Collected", "Collection", "Dropped", "collect_store", "drop_generation"]
-
-log = logging.getLogger(__name__)
-
-VACUUM_PAST = 0.25
-"""Share of free pages past which the catalog is written anew: a commit fills free pages again."""
 
 
 @dataclass(frozen=True)
@@ -94,19 +90,9 @@ class _Work:
 
     name: str
     needs: Needs
-    segments: list[tuple[int, StoredSegment]]
-    """those with rows that nobody needs, and their generations"""
-    refusals: list[Refusals]
-
-    @property
-    def whole(self) -> list[StoredSegment]:
-        """Segments of which nothing is needed."""
-        return [segment for _, segment in self.segments if not segment.needed.any()]
-
-    @property
-    def partial(self) -> list[tuple[int, StoredSegment]]:
-        """Segments of which something is, and their generations."""
-        return [(generation_id, segment) for generation_id, segment in self.segments if segment.needed.any()]
+    generations: list[Marked]
+    freed: dict[int, int]
+    """bytes freed in each segment that was written anew"""
 
 
 def collect_store(
@@ -116,20 +102,22 @@ def collect_store(
     keep = Keep(keep_versions, keep_days)
     with _reading(folder) if dry_run else writing(folder, command=command) as db:
         cards = read_cards(folder)
-        sets = db.execute("SELECT name, id FROM sets ORDER BY name").fetchall()
-        works = [_plan(db, name, find_needs(db, set_id, name, keep, cards)) for name, set_id in sets]
-        if dry_run:
-            done = tuple(_told(work, {one.id: one.freed for _, one in work.partial}) for work in works)
-            return Collection(done, (), 0, dry_run=True)
-        with catalog.transaction(db):
-            for work in works:
-                _forget(db, work)
-        sweep(folder, db)
+        works = []
+        for name, set_id in db.execute("SELECT name, id FROM sets ORDER BY name").fetchall():
+            needs = find_needs(db, set_id, name, keep, cards)
+            works.append(_Work(name, needs, mark_needed(db, folder, needs), {}))
         damaged: list[str] = []
-        done = tuple(_told(work, _rewrite(folder, db, work, damaged)) for work in works)
-        with catalog.transaction(db):
-            _forget_unused(db)
-        return Collection(done, tuple(damaged), _vacuum(db), dry_run=False)
+        if not dry_run:
+            with catalog.transaction(db):
+                for work in works:
+                    _forget(db, work)
+            sweep(folder, db)
+            for work in works:
+                _rewrite(folder, db, work, damaged)
+            with catalog.transaction(db):
+                forget_unused(db)
+        done = tuple(_told(work, dry_run=dry_run) for work in works)
+        return Collection(done, tuple(damaged), 0 if dry_run else shrink(db), dry_run)
 
 
 def drop_generation(folder: Path, part: str, *, dry_run: bool = False, command: str = "") -> Dropped:
@@ -155,7 +143,7 @@ def drop_generation(folder: Path, part: str, *, dry_run: bool = False, command: 
                     "DELETE FROM refusals WHERE column_id IN (SELECT id FROM columns WHERE generation_id = ?)",
                     (generation_id,),
                 )
-                _forget_unused(db)
+                forget_unused(db)
             sweep(folder, db)
     return dropped
 
@@ -168,24 +156,18 @@ def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
         yield db
 
 
-def _plan(db: sqlite3.Connection, name: str, needs: Needs) -> _Work:
-    work = _Work(name, needs, [], [])
-    for generation_id, segments, refusals in mark_needed(db, needs):
-        work.segments += [(generation_id, segment) for segment in segments if not segment.needed.all()]
-        work.refusals.append(refusals)
-    return work
-
-
-def _told(work: _Work, freed: Mapping[int, int]) -> Collected:
-    """Count what was done, given the bytes freed in each segment that was written anew."""
-    whole, partial = work.whole, [segment for _, segment in work.partial if segment.id in freed]
+def _told(work: _Work, *, dry_run: bool) -> Collected:
+    whole = [segment for marked in work.generations for segment in marked.whole]
+    partial = [segment for marked in work.generations for segment in marked.partial]
+    freed = {segment.id: segment.freed for segment in partial} if dry_run else work.freed
+    rewritten = [segment for segment in partial if segment.id in freed]
     return Collected(
         work.name,
         work.needs.kept,
         work.needs.collected,
         len(whole),
-        len(partial),
-        sum(int(np.count_nonzero(~segment.needed)) for segment in (*whole, *partial)),
+        len(rewritten),
+        sum(int(np.count_nonzero(~segment.needed)) for segment in (*whole, *rewritten)),
         sum(segment.size for segment in whole) + sum(freed.values()),
     )
 
@@ -199,14 +181,14 @@ def _forget(db: sqlite3.Connection, work: _Work) -> None:
     )
     db.execute("CREATE TEMP TABLE IF NOT EXISTS points (version INTEGER PRIMARY KEY)")
     _delete_unneeded(db, "images", "set_id", set_id, work.needs.versions)
-    for generation_id, points in work.needs.points.items():
-        _delete_unneeded(db, "failures", "generation_id", generation_id, points)
-    for refusals in work.refusals:
+    for marked in work.generations:
+        _delete_unneeded(db, "failures", "generation_id", marked.generation_id, work.needs.points[marked.generation_id])
         db.executemany(
             "DELETE FROM refusals WHERE content_id = ? AND column_id = ? AND added_in = ?",
-            refusals.keys[~refusals.needed].tolist(),
+            marked.refusals.keys[~marked.refusals.needed].tolist(),
         )
-    discard_segments(db, [segment.id for segment in work.whole])
+        if not marked.moved:
+            discard_segments(db, (segment.id for segment in marked.whole))
 
 
 def _delete_unneeded(db: sqlite3.Connection, table: str, key: str, value: int, points: list[int]) -> None:
@@ -220,63 +202,40 @@ def _delete_unneeded(db: sqlite3.Connection, table: str, key: str, value: int, p
     )
 
 
-def _rewrite(folder: Path, db: sqlite3.Connection, work: _Work, damaged: list[str]) -> dict[int, int]:
-    """Write segments anew without the rows that nobody needs; give the bytes freed in each."""
-    freed: dict[int, int] = {}
-    for generation_id, segment in work.partial:
-        generation = catalog.generation_by_id(db, generation_id)
-        try:
-            freed[segment.id] = rewrite_segment(folder, db, work.name, generation, segment)
-        except StoreDamagedError as exc:
-            damaged.append(str(exc))
-        sweep(folder, db)  # before the next one needs the space
-    return freed
+def _rewrite(folder: Path, db: sqlite3.Connection, work: _Work, damaged: list[str]) -> None:
+    """Write segments anew without the rows that nobody needs; those that are damaged stay as they are."""
+    for place, marked in enumerate(work.generations):
+        if marked.moved:
+            try:
+                _replace(folder, db, work, marked, marked.partial)
+                continue
+            except StoreDamagedError:  # what cannot be written anew needs no stand-in, nor can be one
+                sweep(folder, db)
+                marked = work.generations[place] = mark_without_stand_ins(db, folder, work.needs, marked.generation_id)
+                with catalog.transaction(db):
+                    discard_segments(db, (segment.id for segment in marked.whole))
+        for segment in marked.partial:
+            try:
+                _replace(folder, db, work, marked, [segment])
+            except StoreDamagedError as exc:
+                damaged.append(str(exc))
 
 
-def _forget_unused(db: sqlite3.Connection) -> None:
-    """Take out contents, columns and generations that nothing refers to any more."""
-    every = np.array([row[0] for row in db.execute("SELECT id FROM contents")], dtype=np.int64)
-    unused = np.setdiff1d(every, _used_contents(db), assume_unique=True)
-    if unused.size:
-        db.execute("CREATE TEMP TABLE IF NOT EXISTS unused (id INTEGER PRIMARY KEY)")
-        db.execute("DELETE FROM unused")
-        db.executemany("INSERT INTO unused VALUES (?)", [(content_id,) for content_id in unused.tolist()])
-        db.execute("DELETE FROM contents WHERE id IN (SELECT id FROM unused)")
-    db.execute(
-        "DELETE FROM columns WHERE id NOT IN (SELECT column_id FROM segment_columns) "
-        "AND id NOT IN (SELECT column_id FROM refusals)"
-    )
-    users = ("versions", "heads", "segments", "failures", "columns")
-    unused_by = " AND ".join(f"id NOT IN (SELECT generation_id FROM {table})" for table in users)
-    db.execute(
-        f"DELETE FROM generations WHERE {unused_by} "
-        "AND id NOT IN (SELECT parent_id FROM generations WHERE parent_id IS NOT NULL)"
-    )
-
-
-def _used_contents(db: sqlite3.Connection) -> np.ndarray:
-    """Give the contents that an image, a segment or a refusal has: ``(n,)`` int64, each once."""
-    parts = [
-        np.array([row[0] for row in db.execute(f"SELECT content_id FROM {table}")], dtype=np.int64)
-        for table in ("images", "refusals")
-    ]
-    for packed, rows in db.execute("SELECT contents, rows FROM segments"):
-        parts.append(unpack_ids(packed, rows))
-    return np.unique(np.concatenate(parts))
-
-
-def _vacuum(db: sqlite3.Connection) -> int:
-    """Write the catalog anew where much of it is free; give the bytes by which it shrank."""
-    pages, free = (db.execute(f"PRAGMA {what}").fetchone()[0] for what in ("page_count", "freelist_count"))
-    if free <= VACUUM_PAST * pages:
-        return 0
-    try:
-        db.execute("VACUUM")
-    except sqlite3.OperationalError as exc:
-        log.warning("%s was not written anew and stays as large as it was (%s)", catalog.CATALOG, exc)
-        return 0
-    size, after = (db.execute(f"PRAGMA {what}").fetchone()[0] for what in ("page_size", "page_count"))
-    return int(size * (pages - after))
+def _replace(
+    folder: Path, db: sqlite3.Connection, work: _Work, marked: Marked, segments: Sequence[StoredSegment]
+) -> None:
+    """Write segments of a generation anew; in the same transaction stand-ins take over from those that go."""
+    generation = catalog.generation_by_id(db, marked.generation_id)
+    written = [publish_rewritten(folder, db, work.name, generation, segment) for segment in segments]
+    with catalog.transaction(db):
+        for segment, new in zip(segments, written, strict=True):
+            enter_rewritten(db, segment, new, marked.column_ids)
+            work.freed[segment.id] = segment.size - new.size
+        if marked.moved:
+            facts = [(segment.alive_from, segment.id) for segment in marked.moved]
+            db.executemany("UPDATE segments SET added_in = ? WHERE id = ?", facts)
+            discard_segments(db, (segment.id for segment in marked.whole))
+    sweep(folder, db)  # before the next one needs the space
 
 
 def _refuse_drop(db: sqlite3.Connection, set_id: int, set_name: str, generation: catalog.Generation) -> None:

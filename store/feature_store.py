@@ -152,8 +152,9 @@ class FeatureStore:
         """Delete what no kept version needs, to the row; what is kept reads as before.
 
         Of each set are kept: what readers see, versions with a tag, versions that a bundle under ``models/`` was
-        trained on, and those asked for here; and a generation that is being filled. Readers go on meanwhile. Needs
-        the disk space of the largest segment of which a part goes.
+        trained on, and those asked for here; and a generation that is being filled. A training that still runs has no
+        bundle yet: ``keep_days=1`` keeps what it reads. Readers go on meanwhile. Needs the disk space of the largest
+        segment of which a part goes, and reads segments that stand in for older ones once.
 
         Parameters
         ----------

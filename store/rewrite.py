@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from . import catalog
+from .commit import WrittenSegment
+from .contract import Column
 from .copying import blocks_of
 from .errors import StoreDamagedError
 from .holdings import pack_ids
-from .needs import StoredSegment
 from .places import Extent, Places
 from .publishing import publish_segment
 from .segment import check_arrays, read_header, read_identity
+from .stored import StoredSegment
 
-__all__ = ["discard_segments", "rewrite_segment"]
+__all__ = ["discard_segments", "enter_rewritten", "publish_rewritten"]
 
 
-def rewrite_segment(
+def publish_rewritten(
     folder: Path, db: sqlite3.Connection, set_name: str, generation: catalog.Generation, segment: StoredSegment
-) -> int:
-    """Replace a segment by one that has its needed rows only, alive as long; its old file is left to the sweep.
-
-    Returns
-    -------
-    int
-        Bytes by which the new file is smaller.
+) -> WrittenSegment:
+    """Write the needed rows of a segment to a file of their own, which ``enter_rewritten`` puts in its place.
 
     Raises
     ------
@@ -42,17 +40,13 @@ def rewrite_segment(
     offsets = dict(
         db.execute("SELECT column_id, offset FROM segment_columns WHERE segment_id = ?", (segment.id,)).fetchall()
     )
-    column_ids = {c: i for c, i in catalog.columns_of(db, generation.id).items() if i in offsets}
+    which = np.zeros(rows.size, dtype=np.int32)
     places = {
-        column: Places(
-            column,
-            (Extent(path, segment.needed.size, offsets[column_id], column),),
-            np.zeros(rows.size, dtype=np.int32),
-            rows.astype(np.int64),
-        )
-        for column, column_id in column_ids.items()
+        column: Places(column, (Extent(path, segment.needed.size, offsets[column_id], column),), which, rows)
+        for column, column_id in catalog.columns_of(db, generation.id).items()
+        if column_id in offsets
     }
-    written = publish_segment(
+    return publish_segment(
         folder,
         db,
         set_name,
@@ -64,36 +58,42 @@ def rewrite_segment(
         versions=header.versions,
         created=header.created,  # the rows are as old as they were: a repair takes the latest word on an image
     )
-    with catalog.transaction(db):
-        _note_files(db, [segment.id])
-        db.execute(
-            "UPDATE segments SET uuid = ?, path = ?, rows = ?, size = ?, checksum = ?, contents = ? WHERE id = ?",
-            (
-                written.uuid,
-                written.path,
-                rows.size,
-                written.size,
-                written.checksum,
-                pack_ids(segment.contents[rows]),
-                segment.id,
-            ),
-        )
-        db.executemany(
-            "UPDATE segment_columns SET offset = ? WHERE segment_id = ? AND column_id = ?",
-            [(offset, segment.id, column_ids[column]) for column, offset in written.offsets.items()],
-        )
-        db.execute("DELETE FROM intents WHERE uuid = ?", (written.uuid,))
-    return segment.size - written.size
 
 
-def discard_segments(db: sqlite3.Connection, segment_ids: list[int]) -> None:
+def enter_rewritten(
+    db: sqlite3.Connection, segment: StoredSegment, written: WrittenSegment, column_ids: Mapping[Column, int]
+) -> None:
+    """Put a file in the place of a segment, inside the caller's transaction; the old one is left to the sweep."""
+    _note_files(db, [segment.id])
+    contents = segment.contents[segment.needed]
+    db.execute(
+        "UPDATE segments SET uuid = ?, path = ?, rows = ?, size = ?, checksum = ?, contents = ? WHERE id = ?",
+        (
+            written.uuid,
+            written.path,
+            contents.size,
+            written.size,
+            written.checksum,
+            pack_ids(contents),
+            segment.id,
+        ),
+    )
+    db.executemany(
+        "UPDATE segment_columns SET offset = ? WHERE segment_id = ? AND column_id = ?",
+        [(offset, segment.id, column_ids[column]) for column, offset in written.offsets.items()],
+    )
+    db.execute("DELETE FROM intents WHERE uuid = ?", (written.uuid,))
+
+
+def discard_segments(db: sqlite3.Connection, segment_ids: Iterable[int]) -> None:
     """Take segments out of the catalog, inside the caller's transaction; their files are left to the sweep."""
+    segment_ids = list(segment_ids)
     _note_files(db, segment_ids)
     for table, key in (("segment_columns", "segment_id"), ("segments", "id")):
         db.executemany(f"DELETE FROM {table} WHERE {key} = ?", [(segment_id,) for segment_id in segment_ids])
 
 
-def _note_files(db: sqlite3.Connection, segment_ids: list[int]) -> None:
+def _note_files(db: sqlite3.Connection, segment_ids: Iterable[int]) -> None:
     db.executemany("INSERT INTO intents SELECT uuid, path FROM segments WHERE id = ?", [(one,) for one in segment_ids])
 
 

@@ -272,7 +272,7 @@ def needed_rows(folder: Path) -> list[tuple[str, bytes]]:
         segments = db.execute(
             "SELECT path, uuid, generation_id, added_in, coalesce(removed_in, 1e18) FROM segments"
         ).fetchall()
-    rows = []
+    rows, met = [], set[tuple[object, ...]]()
     for path, uuid, generation, first, end in segments:
         points = [v for g, v in needs if g == generation and first <= v < end]
         most = Counter[bytes]()
@@ -280,6 +280,9 @@ def needed_rows(folder: Path) -> list[tuple[str, bytes]]:
             most |= Counter(content for content, added, removed in images if added <= v < removed)
         with h5py.File(folder / path) as file:
             held = Counter(content.tobytes() for content in file["content"])
+            places = {(generation, v, name, c) for v in points for name in file["columns"] for c in held & most}
+        assert not places & met, "as of one need a column has a content in one segment"
+        met |= places
         rows += [(uuid, content) for content in (held & most).elements()]
     return sorted(rows)
 
