@@ -218,10 +218,10 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 @contextmanager
 def progress_bar(what: str, *, unit: str = "img") -> Iterator[Callable[[int, int], None]]:
-    """Show progress on stderr where it is a terminal: call with (done, total)."""
+    """Show progress on stderr where it is a terminal: call with (done, total); ``B`` counts bytes."""
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit=unit, disable=None, leave=False) as bar:
+    with tqdm(desc=what, unit=unit, unit_scale=unit == "B", disable=None, leave=False) as bar:
 
         def update(done: int, total: int) -> None:
             bar.total = total

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from icecore.store import FeatureSet, FeatureStore, SetNotFoundError, SetStatus, store_status, verify_store
+from icecore.store import FeatureSet, FeatureStore, SetNotFoundError, SetStatus, store_status
 
 from .app import command as make_command
 from .exits import Exit, Outcome
+from .store_care import COMMANDS as CARE_COMMANDS
 from .store_data import COMMANDS as DATA_COMMANDS
 from .store_history import COMMANDS as HISTORY_COMMANDS
 from .table import table
@@ -21,7 +22,7 @@ STORE = click.argument("store", type=click.Path(path_type=Path))
 
 @click.group(name="store", epilog="\b\nExample:\n  icecore store show features photos")
 def command() -> None:
-    """Look into a feature store."""
+    """Look into a feature store and keep it in order."""
 
 
 @command.add_command
@@ -81,26 +82,6 @@ def show(store: Path, set_name: str) -> Outcome:
 
 
 @command.add_command
-@make_command(example="icecore store verify features")
-@STORE
-def verify(store: Path) -> Outcome:
-    """Re-read every byte of STORE and check it against its checksums and the catalog."""
-    report = verify_store(store)
-    data = {
-        "ok": report.ok,
-        "segments": report.segments,
-        "rows": report.rows,
-        "bytes": report.bytes,
-        "problems": [{"path": p.path, "what": p.what} for p in report.problems],
-    }
-    text = f"{store}: {report.segments:,} segments, {report.rows:,} rows, {report.bytes:,} bytes: all sound"
-    if report.ok:
-        return Outcome(Exit.DONE, data, text)
-    found = "\n".join(f"  {p.path}: {p.what}" for p in report.problems)
-    return Outcome(Exit.STORE_INVALID, data, error=f"{store}: {len(report.problems)} problems\n{found}")
-
-
-@command.add_command
 @make_command(example="icecore store compact features --dry-run")
 @STORE
 @click.argument("set_name", metavar="[SET]", required=False)
@@ -120,7 +101,7 @@ def compact(store: Path, set_name: str | None, dry_run: bool) -> Outcome:
     return Outcome(Exit.DONE, {"dry_run": dry_run, "merged": [asdict(one) for one in done]}, text)
 
 
-for made in (*DATA_COMMANDS, *HISTORY_COMMANDS):
+for made in (*CARE_COMMANDS, *DATA_COMMANDS, *HISTORY_COMMANDS):
     command.add_command(made)
 
 

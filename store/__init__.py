@@ -1,6 +1,7 @@
 """icecore.store: pooled activations in HDF5 segments, and the catalog that says which rows are alive."""
 
 from .array import Batch, FeatureArray
+from .aside import Moved
 from .collect import Collected, Collection, Dropped
 from .compact import Compaction
 from .contract import NUMERICS, Column, Contract, Difference, Pooling
@@ -34,9 +35,11 @@ from .feature_set import Failure, FeatureSet, Matrix
 from .feature_store import FeatureStore
 from .folder import FolderScan, scan_folder
 from .history import Revert, Version
+from .losses import Lost
 from .manifest import ManifestScan, scan_manifest, scan_source
 from .needs import Kept
 from .plan import Plan, WorkGroup, plan_sync
+from .repair import RepairReport, repair_store
 from .scan import IMAGE_EXTENSIONS, Scan, SourceImage
 from .status import Pending, SetStatus, StoreStatus, store_status
 from .summary import Summary
@@ -75,9 +78,11 @@ __all__ = [
     "Kept",
     "LayerNotFoundError",
     "LockedError",
+    "Lost",
     "ManifestScan",
     "Matrix",
     "MissingExtraError",
+    "Moved",
     "NarrowingError",
     "Pending",
     "Plan",
@@ -85,6 +90,7 @@ __all__ = [
     "Problem",
     "RefusedError",
     "RefusedRow",
+    "RepairReport",
     "Revert",
     "Scan",
     "SetNotFoundError",
@@ -107,6 +113,7 @@ __all__ = [
     "Writer",
     "export",
     "plan_sync",
+    "repair_store",
     "scan_folder",
     "scan_manifest",
     "scan_source",

@@ -7,9 +7,7 @@ Readers open it read-only and never block; the writer's transactions are ``BEGIN
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -22,12 +20,14 @@ from typing import TypeVar
 
 from .contract import Column, Contract
 from .disk_errors import disk_errors, sqlite_errors
-from .errors import FormatError, StoreDamagedError, StoreError, StoreNotFoundError
+from .errors import FormatError, StoreDamagedError, StoreNotFoundError
 from .migrate import migrate
+from .sqlite_file import CATALOG, copy_of, open_file, open_to_read, readable
 
 __all__ = [
     "CATALOG",
     "CATALOG_VERSION",
+    "CURE",
     "Generation",
     "Head",
     "batched",
@@ -36,19 +36,22 @@ __all__ = [
     "create_catalog",
     "empty_log",
     "find_generation",
+    "format_of",
     "generation_by_id",
     "head_of",
-    "is_copy",
     "now",
     "printable",
     "set_id_of",
     "transaction",
+    "write_schema",
 ]
 
 T = TypeVar("T")
 
-CATALOG = "catalog.sqlite"
 CATALOG_VERSION = 2
+CURE = "`icecore store repair` makes it anew from the segments"
+_UNREADABLE = (TypeError, ValueError, KeyError, AttributeError)
+"""What parsing raises where a catalog's text has changed."""
 WRITER_CACHE = 64 << 20
 """Bytes of catalog pages that a writer keeps in memory: contents arrive in random order of their hashes."""
 
@@ -97,23 +100,30 @@ def create_catalog(folder: Path) -> None:
     """
     path = folder / CATALOG
     if path.exists():
-        with closing(_open(path, _reading_mode(folder))) as db, _readable(path):
+        if not path.is_file():
+            _require_no_segments(folder, "is not a file")
+        with closing(open_to_read(folder)) as db, readable(path):
             if not _is_empty(db):
                 return
     _require_no_segments(folder, "is empty" if path.exists() else "is missing")
-    with closing(_open(path, "rwc")) as db, _readable(path):
+    with closing(open_file(path, "rwc")) as db, readable(path):
         db.execute("PRAGMA journal_mode=WAL")
         with transaction(db):
             if _is_empty(db):  # nobody else has filled it meanwhile
-                for statement in _schema():
-                    db.execute(statement)
-                facts = [
-                    ("format_version", str(CATALOG_VERSION)),
-                    ("store", uuid.uuid4().hex),
-                    ("created", now()),
-                    ("next_content", "1"),
-                ]
-                db.executemany("INSERT INTO meta VALUES (?, ?)", facts)
+                write_schema(db)
+
+
+def write_schema(db: sqlite3.Connection) -> None:
+    """Make the tables of a catalog that has none, and say what it is."""
+    for statement in _schema():
+        db.execute(statement)
+    facts = [
+        ("format_version", str(CATALOG_VERSION)),
+        ("store", uuid.uuid4().hex),
+        ("created", now()),
+        ("next_content", "1"),
+    ]
+    db.executemany("INSERT INTO meta VALUES (?, ?)", facts)
 
 
 def _is_empty(db: sqlite3.Connection) -> bool:
@@ -122,7 +132,7 @@ def _is_empty(db: sqlite3.Connection) -> bool:
 
 def _require_no_segments(folder: Path, trouble: str) -> None:
     if next((folder / "segments").rglob("*.h5"), None) is not None:
-        raise StoreDamagedError(f"{folder}: {CATALOG} {trouble} but segments are here; restore it from a back-up")
+        raise StoreDamagedError(f"{folder}: {CATALOG} {trouble} but segments are here; {CURE}")
 
 
 def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
@@ -142,10 +152,11 @@ def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
     path = folder / CATALOG
     with disk_errors(path):
         if not path.is_file():
+            _require_no_segments(folder, "is missing")
             raise StoreNotFoundError(folder)
-    db = _open(path, "rw" if write else _reading_mode(folder))
+    db = open_file(path, "rw") if write else open_to_read(folder)
     try:
-        with _readable(path):
+        with readable(path):
             if _require_format(folder, db) == 1:
                 db = _migrated(db, write=write)
             if write:
@@ -162,7 +173,9 @@ def _require_format(folder: Path, db: sqlite3.Connection) -> int:
     if _is_empty(db):
         _require_no_segments(folder, "is empty")
         raise StoreNotFoundError(folder)
-    found = _format_of(db)
+    found = _written_format(db)
+    if found is None:
+        raise StoreDamagedError(f"{folder / CATALOG}: does not say its format; {CURE}")
     if found not in (1, CATALOG_VERSION):
         raise FormatError(
             f"{folder / CATALOG}: catalog format {found}, this release reads 1 and {CATALOG_VERSION}; upgrade icecore"
@@ -170,7 +183,7 @@ def _require_format(folder: Path, db: sqlite3.Connection) -> int:
     return found
 
 
-def _format_of(db: sqlite3.Connection) -> int | None:
+def _written_format(db: sqlite3.Connection) -> int | None:
     row = db.execute("SELECT value FROM meta WHERE key = 'format_version'").fetchone()
     return int(row[0]) if row and str(row[0]).isdecimal() else None
 
@@ -178,44 +191,22 @@ def _format_of(db: sqlite3.Connection) -> int | None:
 def _migrated(db: sqlite3.Connection, *, write: bool) -> sqlite3.Connection:
     """Bring a catalog of format 1 up to date: in place for the writer, in a private copy for a reader."""
     if not write:
-        copy = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         with closing(db):
-            db.backup(copy)
-        db = copy
+            db = copy_of(db)
+        db.execute("PRAGMA user_version=1")
     with transaction(db):
-        if _format_of(db) == 1:
+        if _written_format(db) == 1:
             migrate(db, _schema())
     return db
 
 
-def is_copy(db: sqlite3.Connection) -> bool:
-    """Say whether a reader holds a private copy, of a catalog in an earlier format: it does not see later commits."""
-    return not db.execute("PRAGMA database_list").fetchone()[2]
+def format_of(db: sqlite3.Connection) -> int:
+    """Give the format of the catalog on disk, also where a private copy has been brought up to date."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0]) or CATALOG_VERSION
 
 
 def _schema() -> list[str]:
     return resources.files("icecore.store").joinpath("schema.sql").read_text("utf-8").split(";\n")
-
-
-def _reading_mode(folder: Path) -> str:
-    """Take the catalog for unchanging where nobody can change it: a read-only folder, and no log to replay."""
-    log = folder / f"{CATALOG}-wal"
-    frozen = not os.access(folder, os.W_OK) and not (log.exists() and log.stat().st_size)
-    return "ro&immutable=1" if frozen else "ro"
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Tell what SQLite cannot read as damage of the store, and what it cannot do now by its own name."""
-    try:
-        with sqlite_errors(path):
-            yield
-    except sqlite3.OperationalError as exc:
-        if "no such table" in str(exc):
-            raise StoreDamagedError(f"{path}: holds no catalog ({exc}); restore it from a back-up") from exc
-        raise StoreError(f"{path}: {exc}") from exc
-    except sqlite3.DatabaseError as exc:
-        raise StoreDamagedError(f"{path}: not readable as a catalog ({exc})") from exc
 
 
 @contextmanager
@@ -264,19 +255,36 @@ def find_generation(db: sqlite3.Connection, set_id: int, contract: Contract) -> 
 
 
 def generation_by_id(db: sqlite3.Connection, generation_id: int) -> Generation:
-    """Read one generation."""
+    """Read one generation.
+
+    Raises
+    ------
+    StoreDamagedError
+        When there is none, or what stands there is no contract.
+    """
     row = db.execute(
         "SELECT id, uuid, contract, created, source, versions FROM generations WHERE id = ?", (generation_id,)
     ).fetchone()
-    return Generation(
-        row[0], row[1], Contract.from_json(json.loads(row[2])), row[3], json.loads(row[4]), json.loads(row[5])
-    )
+    try:
+        contract, source, versions = (json.loads(text) for text in (row[2], row[4], row[5]))
+        return Generation(row[0], row[1], Contract.from_json(contract), row[3], source, versions)
+    except _UNREADABLE as exc:
+        raise StoreDamagedError(f"{CATALOG}: generation {generation_id} cannot be read ({exc}); {CURE}") from exc
 
 
 def columns_of(db: sqlite3.Connection, generation_id: int) -> dict[Column, int]:
-    """Give the columns of a generation with their rows in the catalog, in the order they were added."""
+    """Give the columns of a generation with their rows in the catalog, in the order they were added.
+
+    Raises
+    ------
+    StoreDamagedError
+        When what stands there is no column.
+    """
     rows = db.execute("SELECT id, spec, width FROM columns WHERE generation_id = ? ORDER BY id", (generation_id,))
-    return {Column.from_json(json.loads(spec), width): int(row_id) for row_id, spec, width in rows}
+    try:
+        return {Column.from_json(json.loads(spec), width): int(row_id) for row_id, spec, width in rows}
+    except _UNREADABLE as exc:
+        raise StoreDamagedError(f"{CATALOG}: a column cannot be read ({exc}); {CURE}") from exc
 
 
 def empty_log(db: sqlite3.Connection) -> None:
@@ -292,20 +300,11 @@ def batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
         yield some
 
 
-def now() -> str:
-    """Give the time in ISO 8601, UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def now(timespec: str = "seconds") -> str:
+    """Give the time, UTC, in ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec=timespec)
 
 
 def printable(text: str) -> str:
     """Give text that SQLite and terminals take: lone surrogates become backslash escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _open(path: Path, mode: str) -> sqlite3.Connection:
-    address = f"file:{urllib.parse.quote(bytes(path.resolve()))}?mode={mode}"
-    try:
-        db = sqlite3.connect(address, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
-    except sqlite3.Error as exc:
-        raise StoreDamagedError(f"{path}: cannot be opened ({exc})") from exc
-    return db

@@ -25,12 +25,13 @@ __all__ = [
     "add_segment",
     "add_version",
     "apply_commit",
+    "enter_contents",
     "find_contents",
     "next_version",
     "set_head",
 ]
 
-Kind = Literal["sync", "compact", "revert"]
+Kind = Literal["sync", "compact", "revert", "repair"]
 """what made a version"""
 
 AT_A_TIME = 500
@@ -101,7 +102,7 @@ def apply_commit(
     version = next_version(db)
     entered = Entered()
     counts: Counter[str] = Counter(segments=len(segments))
-    contents = _enter_contents(
+    contents = enter_contents(
         db, chain(*(segment.contents for segment in segments), (row.content for row in buffers.rows.values())), asked
     )
     for segment in segments:
@@ -176,11 +177,12 @@ def find_contents(db: sqlite3.Connection, contents: Iterable[bytes]) -> dict[byt
     return found
 
 
-def _enter_contents(
-    db: sqlite3.Connection, contents: Iterable[bytes], asked: Mapping[bytes, int | None]
+def enter_contents(
+    db: sqlite3.Connection, contents: Iterable[bytes], asked: Mapping[bytes, int | None] | None = None
 ) -> dict[bytes, int]:
     """Give the ids of contents, new ones numbered in the order given."""
     wanted = list(dict.fromkeys(contents))
+    asked = asked or {}
     known = {content: found for content in wanted if (found := asked.get(content)) is not None}
     known |= find_contents(db, (content for content in wanted if content not in asked))
     first = int(db.execute("SELECT value FROM meta WHERE key = 'next_content'").fetchone()[0])

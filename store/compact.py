@@ -22,11 +22,11 @@ from .commit import Target, WrittenSegment, add_segment, add_version, next_versi
 from .contract import Column
 from .copying import blocks_of, digests_of
 from .errors import SetNotFoundError, StoreDamagedError
+from .examine import check_file, recorded
 from .heads import is_read
 from .holdings import Holdings, unpack_ids
 from .publishing import publish_segment
 from .reading import alive_images, locate, names_of
-from .segment import check_arrays
 from .session import writing
 
 __all__ = ["Compaction", "choose_small", "compact_generation", "compact_store"]
@@ -169,8 +169,7 @@ def compact_generation(
     rows_after = sum(len(group.ids) for group in groups)
     if dry_run:
         return Compaction(*facts, rows_after, None)
-    for source in sources:
-        _require_sound(folder / source.path)
+    _require_sound(folder, db, chosen)
     as_of = next_version(db) - 1
     written = [_write(folder, db, set_name, generation, group, as_of) for group in groups]
     target = Target(set_id, generation.id, column_ids, command, run, 0, is_read(db, set_id, generation.id))
@@ -233,15 +232,13 @@ def _is_done(sources: Sequence[_Source], groups: Sequence[_Group]) -> bool:
     }
 
 
-def _require_sound(path: Path) -> None:
-    try:
-        damaged = check_arrays(path)
-    except (OSError, KeyError, RuntimeError) as exc:
-        raise StoreDamagedError(f"{path}: cannot be read ({exc}); `icecore store verify` tells all") from exc
-    if damaged:
-        raise StoreDamagedError(
-            f"{path}: bytes changed in {', '.join(damaged)}; nothing was merged; `icecore store repair` saves the rest"
-        )
+def _require_sound(folder: Path, db: sqlite3.Connection, chosen: Sequence[int]) -> None:
+    for segment in recorded(db, chosen):
+        if (finding := check_file(folder, segment)).what:
+            raise StoreDamagedError(
+                f"{folder / segment.path}: {'; '.join(finding.what)}; nothing was merged; "
+                f"`icecore store repair` saves the rest"
+            )
 
 
 def _write(

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .layout import layout_of, read_digests
 from .places import Places
-from .segment import map_column, read_identity
+from .segment import map_column
 
 __all__ = ["blocks_of", "digests_of"]
 
@@ -17,12 +18,14 @@ BLOCK = 8 << 20
 
 def digests_of(places: Places) -> list[bytes]:
     """Give the sha256 digest of the image file of each row, from the segments themselves."""
-    digests = np.empty((places.n, 32), dtype=np.uint8)
+    digests = [b""] * places.n
     for number, extent in enumerate(places.extents):
         taken = np.flatnonzero(places.which == number)
         if taken.size:
-            digests[taken] = read_identity(extent.path)[1][places.row[taken]]
-    return [row.tobytes() for row in digests]
+            held = read_digests(extent.path, layout_of(extent.path))
+            for at, row in zip(taken.tolist(), places.row[taken].tolist(), strict=True):
+                digests[at] = held[row]
+    return digests
 
 
 def blocks_of(places: Places) -> Iterator[np.ndarray]:

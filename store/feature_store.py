@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from . import catalog
 from .collect import Collection, Dropped, collect_store, drop_generation
@@ -22,11 +22,23 @@ from .contract import Column, Contract
 from .difference import StoreDiff, diff_states
 from .disk_errors import disk_errors
 from .durable import make_folder
-from .errors import SetNotFoundError
+from .errors import SetNotFoundError, StoreError
 from .feature_set import FeatureSet
+from .sqlite_file import Unlocked, readable, stamp_of
 from .writer import Writer
 
 __all__ = ["FeatureStore"]
+
+
+class _Held(NamedTuple):
+    """A connection of one thread."""
+
+    process: int
+    """process that opened it"""
+    db: sqlite3.Connection
+    """the connection"""
+    stamp: tuple[int, ...]
+    """what the file was then"""
 
 
 class FeatureStore:
@@ -40,7 +52,7 @@ class FeatureStore:
 
     def __init__(self, path: Path) -> None:
         self._local = threading.local()
-        self._opened: list[tuple[int, sqlite3.Connection]] = []
+        self._opened: list[_Held] = []
         self.path = path
 
     @classmethod
@@ -84,9 +96,9 @@ class FeatureStore:
 
     def close(self) -> None:
         """Close the connections of all threads; no other thread may be reading. Used again, the store reopens."""
-        for process, db in self._opened:
-            if process == os.getpid():  # a forked child must not touch its parent's
-                db.close()
+        for held in self._opened:
+            if held.process == os.getpid():  # a forked child must not touch its parent's
+                held.db.close()
         self._opened.clear()
         self._local = threading.local()
 
@@ -96,11 +108,16 @@ class FeatureStore:
     @property
     def db(self) -> sqlite3.Connection:
         """Read-only connection to the catalog, one a thread and process."""
-        held: tuple[int, sqlite3.Connection] | None = getattr(self._local, "held", None)
-        if held is None or held[0] != os.getpid() or (catalog.is_copy(held[1]) and not held[1].in_transaction):
-            held = self._local.held = (os.getpid(), catalog.connect(self.path))
-            self._opened.append(held)
-        return held[1]
+        held: _Held | None = getattr(self._local, "held", None)
+        if held is not None and held.process == os.getpid():
+            if held.db.in_transaction or held.stamp == stamp_of(self.path, held.db):
+                return held.db
+            self._opened.remove(held)
+            held.db.close()
+        db = catalog.connect(self.path)
+        held = self._local.held = _Held(os.getpid(), db, stamp_of(self.path, db))
+        self._opened.append(held)
+        return db
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
@@ -109,11 +126,17 @@ class FeatureStore:
         if db.in_transaction:
             yield db
             return
-        db.execute("BEGIN")
-        try:
-            yield db
-        finally:
-            db.execute("ROLLBACK")  # nothing was written
+        stamp = stamp_of(self.path, db)
+        with readable(self.path / catalog.CATALOG):
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                db.execute("ROLLBACK")  # nothing was written
+        if isinstance(db, Unlocked) and stamp != stamp_of(self.path, db):
+            raise StoreError(
+                f"{self.path}: written to while it was read, and this user may not lock it there; read again"
+            )
 
     def compact(self, set_name: str | None = None, *, dry_run: bool = False, command: str = "") -> list[Compaction]:
         """Merge the segments of each set, or of one, into as few as can be, the rows in the order of their ids.
@@ -224,8 +247,9 @@ class FeatureStore:
 
     def sets(self) -> tuple[str, ...]:
         """Give the names of the feature sets that can be read, in alphabetical order."""
-        rows = self.db.execute("SELECT name FROM sets WHERE id IN (SELECT set_id FROM heads) ORDER BY name")
-        return tuple(row[0] for row in rows)
+        with self.snapshot() as db:
+            rows = db.execute("SELECT name FROM sets WHERE id IN (SELECT set_id FROM heads) ORDER BY name")
+            return tuple(row[0] for row in rows)
 
     def __getitem__(self, name: str) -> FeatureSet:
         """Give a feature set.
@@ -235,9 +259,10 @@ class FeatureStore:
         SetNotFoundError
             When the store has none of this name; names those it has.
         """
-        set_id = catalog.set_id_of(self.db, name)
-        if set_id is None or catalog.head_of(self.db, set_id) is None:
-            raise SetNotFoundError(self.path, name, self.sets())
+        with self.snapshot() as db:
+            set_id = catalog.set_id_of(db, name)
+            if set_id is None or catalog.head_of(db, set_id) is None:
+                raise SetNotFoundError(self.path, name, self.sets())
         return FeatureSet(self.path, name, set_id, self.snapshot)
 
     def writer(

@@ -11,8 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .errors import StoreDamagedError
+
 __all__ = ["Holdings", "load_held", "load_refused", "pack_ids", "unpack_ids"]
 
+CURE = "`icecore store repair` puts it right"
 _FIRST = 1024
 _NOW, _THEN = "removed_in IS NULL", "added_in <= :v AND (removed_in IS NULL OR removed_in > :v)"
 
@@ -58,6 +61,18 @@ class Holdings:
         self._grow(int(ids.max()) + 1)
         kinds = self._kinds[ids]
         return {self._masks[kind]: np.flatnonzero(kinds == kind) for kind in np.unique(kinds).tolist() if kind}
+
+    def lacking(self, ids: np.ndarray, mask: int) -> dict[int, np.ndarray]:
+        """Group contents by those of these columns that they lack: mask -> positions in ``ids``; nothing, left out."""
+        if not ids.size:
+            return {}
+        self._grow(int(ids.max()) + 1)
+        kinds = self._kinds[ids]
+        groups: dict[int, list[np.ndarray]] = {}
+        for kind in np.unique(kinds).tolist():
+            if missing := mask & ~self._masks[kind]:
+                groups.setdefault(missing, []).append(np.flatnonzero(kinds == kind))
+        return {missing: np.sort(np.concatenate(parts)) for missing, parts in groups.items()}
 
     def is_empty(self, ids: np.ndarray) -> np.ndarray:
         """Say which contents have no column at all: ``(n,)`` bool."""
@@ -121,7 +136,19 @@ def pack_ids(ids: np.ndarray) -> bytes:
 
 
 def unpack_ids(packed: bytes, rows: int) -> np.ndarray:
-    """Give back what ``pack_ids`` took: ``(rows,)`` int64."""
-    ids = np.cumsum(np.frombuffer(zlib.decompress(packed), dtype="<i8"), dtype=np.int64)
-    assert ids.size == rows
+    """Give back what ``pack_ids`` took: ``(rows,)`` int64.
+
+    Raises
+    ------
+    StoreDamagedError
+        When the value is not what was packed.
+    """
+    try:
+        ids = np.cumsum(np.frombuffer(zlib.decompress(packed), dtype="<i8"), dtype=np.int64)
+    except (zlib.error, ValueError) as exc:
+        raise StoreDamagedError(
+            f"the catalog's list of the rows of a segment cannot be unpacked ({exc}); {CURE}"
+        ) from exc
+    if ids.size != rows:
+        raise StoreDamagedError(f"the catalog lists {ids.size:,} rows of a segment that has {rows:,}; {CURE}")
     return ids

@@ -126,7 +126,7 @@ class MappedExtent:
             ) from exc
         with file:
             status = os.fstat(file.fileno())
-            if status.st_size < end:
+            if status.st_size < end or self.extent.offset < 0:
                 raise StoreDamagedError(
                     f"{path}: segment is cut short: {status.st_size:,} bytes, where {self.extent.column.name} ends at "
                     f"{end:,}; `icecore store verify` lists what is damaged"

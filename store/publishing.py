@@ -53,7 +53,8 @@ def publish_segment(
     source, versions
         Recorded with the segment.
     created
-        When its rows were computed; now by default.
+        When its rows were computed, ISO 8601, UTC; now by default. The names of images in a later segment count more
+        when a lost catalog is rebuilt.
 
     Raises
     ------
@@ -71,7 +72,7 @@ def publish_segment(
         contract=generation.contract,
         columns=tuple(sorted(features, key=lambda column: column.name)),
         rows=len(ids),
-        created=created or catalog.now(),
+        created=created or catalog.now("microseconds"),
         versions=versions,
         source=source,
     )

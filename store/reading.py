@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .catalog import Head, columns_of
+from .catalog import CATALOG, CURE, Head, columns_of
 from .contract import Column
+from .errors import StoreDamagedError
 from .holdings import load_held, load_refused, unpack_ids
 from .places import Extent, Places
 
@@ -87,7 +88,8 @@ def images_as_of(
         if names:
             ids += joined.decode("utf-8", "surrogateescape").split("\0")
     found = np.concatenate(parts)
-    assert len(ids) == (found.size if names else 0)
+    if len(ids) != (found.size if names else 0):
+        raise StoreDamagedError(f"{CATALOG}: the id of an image holds a NUL byte; {CURE}")
     return ids, found
 
 

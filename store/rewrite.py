@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,70 @@ from .commit import WrittenSegment
 from .contract import Column
 from .copying import blocks_of
 from .errors import StoreDamagedError
+from .examine import check_file, recorded
 from .holdings import pack_ids
+from .layout import layout_of, read_digests, read_ids
 from .places import Extent, Places
 from .publishing import publish_segment
-from .segment import check_arrays, read_header, read_identity
+from .segment import SegmentHeader
 from .stored import StoredSegment
 
-__all__ = ["discard_segments", "enter_rewritten", "publish_rewritten"]
+__all__ = ["discard_segments", "enter_rewritten", "publish_rewritten", "write_rows"]
+
+
+def write_rows(
+    folder: Path,
+    db: sqlite3.Connection,
+    header: SegmentHeader,
+    generation: catalog.Generation,
+    path: str,
+    offsets: Mapping[Column, int],
+    rows: np.ndarray,
+    ids: Sequence[bytes],
+    digests: Sequence[bytes],
+    *,
+    dry_run: bool = False,
+) -> WrittenSegment:
+    """Write some rows and columns of a segment as a new one, as old as the first: its ids, the last word on an image.
+
+    Parameters
+    ----------
+    folder, db
+        The store, and its catalog open for writing, outside a transaction.
+    header
+        What the first segment says of itself.
+    generation
+        Where the new one belongs.
+    path, offsets
+        The first segment's file, relative to the store, and where the columns wanted begin in it.
+    rows
+        ``(n,)`` int64: rows wanted, in their new order.
+    ids, digests
+        Image id and content of each of these.
+    dry_run
+        Write nothing, and give what would be written under a name that is made up.
+    """
+    if dry_run:
+        name = uuid.uuid4().hex
+        relative = f"segments/{header.set_name}/{generation.uuid}/{name}.h5"
+        return WrittenSegment(name, relative, 0, "", dict.fromkeys(offsets, 0), digests)
+    which = np.zeros(rows.size, dtype=np.int32)
+    places = {
+        column: Places(column, (Extent(folder / path, header.rows, offset, column),), which, rows.astype(np.int64))
+        for column, offset in offsets.items()
+    }
+    return publish_segment(
+        folder,
+        db,
+        header.set_name,
+        generation,
+        ids,
+        digests,
+        {column: blocks_of(where) for column, where in places.items()},
+        source=header.source,
+        versions=header.versions,
+        created=header.created,
+    )
 
 
 def publish_rewritten(
@@ -32,31 +90,22 @@ def publish_rewritten(
     StoreDamagedError
         When the segment does not match its checksums: damage must not be copied under fresh ones.
     """
+    (entry,) = recorded(db, [segment.id])
     path = folder / segment.path
-    _require_sound(path)
-    header = read_header(path)
-    ids, digests = read_identity(path)
-    rows = np.flatnonzero(segment.needed)
-    offsets = dict(
-        db.execute("SELECT column_id, offset FROM segment_columns WHERE segment_id = ?", (segment.id,)).fetchall()
-    )
-    which = np.zeros(rows.size, dtype=np.int32)
-    places = {
-        column: Places(column, (Extent(path, segment.needed.size, offsets[column_id], column),), which, rows)
-        for column, column_id in catalog.columns_of(db, generation.id).items()
-        if column_id in offsets
-    }
-    return publish_segment(
+    if what := check_file(folder, entry).what:
+        raise StoreDamagedError(f"{path}: {'; '.join(what)}")
+    layout, rows = layout_of(path), np.flatnonzero(segment.needed)
+    ids, digests = read_ids(path, layout), read_digests(path, layout)
+    return write_rows(
         folder,
         db,
-        set_name,
+        layout.header,
         generation,
+        segment.path,
+        entry.columns,
+        rows,
         [ids[row] for row in rows.tolist()],
-        [digests[row].tobytes() for row in rows.tolist()],
-        {column: blocks_of(place) for column, place in places.items()},
-        source=header.source,
-        versions=header.versions,
-        created=header.created,  # the rows are as old as they were: a repair takes the latest word on an image
+        [digests[row] for row in rows.tolist()],
     )
 
 
@@ -95,12 +144,3 @@ def discard_segments(db: sqlite3.Connection, segment_ids: Iterable[int]) -> None
 
 def _note_files(db: sqlite3.Connection, segment_ids: Iterable[int]) -> None:
     db.executemany("INSERT INTO intents SELECT uuid, path FROM segments WHERE id = ?", [(one,) for one in segment_ids])
-
-
-def _require_sound(path: Path) -> None:
-    try:
-        damaged = check_arrays(path)
-    except (OSError, KeyError, RuntimeError) as exc:
-        raise StoreDamagedError(f"{path}: cannot be read ({exc})") from exc
-    if damaged:
-        raise StoreDamagedError(f"{path}: bytes changed in {', '.join(damaged)}")

@@ -5,7 +5,7 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT RO
 CREATE TABLE sets (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
 
 -- One row a commit. What is alive as of version v: added_in <= v and (removed_in is null or removed_in > v).
--- kind: sync (a run of extract), compact, revert.
+-- kind: sync (a run of extract), compact, revert, repair.
 CREATE TABLE versions (
     id INTEGER PRIMARY KEY,
     set_id INTEGER NOT NULL REFERENCES sets,

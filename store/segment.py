@@ -6,7 +6,6 @@ which rows of it are alive is the catalog's business.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +16,21 @@ import numpy as np
 import xxhash
 
 from .contract import Column, Contract, canonical_json
-from .errors import FormatError, StoreDamagedError
+from .errors import StoreDamagedError
 from .sink import writing_hdf5
 
 __all__ = [
+    "BLOCK",
+    "COLUMNS",
+    "CONTENT",
     "FORMAT",
     "FORMAT_VERSION",
+    "IDS",
+    "STORED",
     "SegmentHeader",
     "array_checksum",
-    "check_arrays",
     "file_checksum",
     "map_column",
-    "read_extents",
-    "read_header",
-    "read_identity",
     "write_segment",
 ]
 
@@ -42,7 +42,9 @@ ALIGNMENT = 4096
 BLOCK = 4 << 20
 """Bytes read at a time to check them."""
 IDS, CONTENT, COLUMNS = "ids", "content", "columns"
-_STORED: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+"""Names of the datasets, and of the group that holds one a column."""
+STORED: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+"""Name of a stored dtype -> how it lies in the file."""
 
 
 @dataclass(frozen=True)
@@ -108,41 +110,6 @@ def write_segment(
         return {column: int(group[column.name].id.get_offset()) for column in header.columns}
 
 
-def read_header(path: Path) -> SegmentHeader:
-    """Read what a segment says of itself.
-
-    Raises
-    ------
-    FormatError
-        When the file is no segment, or of a format version that this release does not read.
-    StoreDamagedError
-        When HDF5 cannot open it or a part is missing.
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            _require_format(path, file)
-            return _header(file)
-    except (OSError, KeyError, RuntimeError, TypeError, json.JSONDecodeError) as exc:
-        raise StoreDamagedError(f"{path}: not readable as a segment ({exc})") from exc
-
-
-def read_identity(path: Path) -> tuple[list[bytes], np.ndarray]:
-    """Read the image ids and the ``(rows, 32)`` uint8 content hashes of a segment."""
-    try:
-        with h5py.File(path, "r") as file:
-            _require_format(path, file)
-            return file[IDS][()].tobytes().split(b"\0")[:-1], file[CONTENT][()]
-    except (OSError, KeyError, RuntimeError) as exc:
-        raise StoreDamagedError(f"{path}: not readable as a segment ({exc})") from exc
-
-
-def read_extents(path: Path) -> list[tuple[str, int, int]]:
-    """Give name, width and byte offset of each column, by name, as HDF5 tells them."""
-    with h5py.File(path, "r") as file:
-        group = file[COLUMNS]
-        return [(name, int(group[name].shape[1]), int(group[name].id.get_offset())) for name in sorted(group)]
-
-
 def map_column(path: Path, column: Column, rows: int, offset: int) -> np.ndarray:
     """Memory-map one column without opening HDF5: ``(rows, D)`` in its stored dtype, read-only.
 
@@ -152,26 +119,11 @@ def map_column(path: Path, column: Column, rows: int, offset: int) -> np.ndarray
         When the file is missing or shorter than the catalog says.
     """
     try:
-        return np.memmap(path, dtype=_STORED[column.dtype], mode="r", offset=offset, shape=(rows, column.width))
+        return np.memmap(path, dtype=STORED[column.dtype], mode="r", offset=offset, shape=(rows, column.width))
     except (OSError, ValueError) as exc:
         raise StoreDamagedError(
             f"{path}: segment is missing or cut short ({exc}); `icecore store verify` lists what is damaged"
         ) from exc
-
-
-def check_arrays(path: Path) -> list[str]:
-    """Give the names of datasets whose bytes do not match the checksum stored beside them; some MiB at a time."""
-    with h5py.File(path, "r") as file:
-        names = [IDS, CONTENT, *(f"{COLUMNS}/{name}" for name in file[COLUMNS])]
-        return [name for name in names if _checksum_of(file[name]) != file[name].attrs["xxh3_128"]]
-
-
-def _checksum_of(dataset: h5py.Dataset) -> str:
-    digest = xxhash.xxh3_128()
-    step = max(1, BLOCK * len(dataset) // max(1, dataset.nbytes))
-    for top in range(0, len(dataset), step):
-        digest.update(np.ascontiguousarray(dataset[top : top + step]).data)
-    return digest.hexdigest()
 
 
 def array_checksum(array: np.ndarray) -> str:
@@ -201,11 +153,11 @@ def _write_blocks(group: h5py.Group, column: Column, rows: int, blocks: Iterable
     layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # every byte is about to be written
     layout.set_obj_track_times(False)
     space = h5py.h5s.create_simple((rows, column.width))
-    kind = h5py.h5t.py_create(_STORED[column.dtype])
+    kind = h5py.h5t.py_create(STORED[column.dtype])
     dataset = h5py.Dataset(h5py.h5d.create(group.id, column.name.encode(), kind, space, layout))
     digest, top = xxhash.xxh3_128(), 0
     for block in blocks:
-        assert block.dtype == _STORED[column.dtype]
+        assert block.dtype == STORED[column.dtype]
         block = np.ascontiguousarray(block)
         dataset[top : top + len(block)] = block
         digest.update(block.data)
@@ -227,34 +179,6 @@ def _write_attributes(file: h5py.File, header: SegmentHeader) -> None:
     file.attrs["created"] = header.created
     file.attrs["versions"] = _text(dict(header.versions))
     file.attrs["source"] = _text(dict(header.source))
-
-
-def _header(file: h5py.File) -> SegmentHeader:
-    attrs, group = file.attrs, file[COLUMNS]
-    columns = tuple(
-        Column.from_json(json.loads(group[name].attrs["column"]), group[name].shape[1]) for name in sorted(group)
-    )
-    return SegmentHeader(
-        uuid=attrs["uuid"],
-        set_name=attrs["set"],
-        generation=attrs["generation"],
-        contract=Contract.from_json(json.loads(attrs["contract"])),
-        columns=columns,
-        rows=int(attrs["rows"]),
-        created=attrs["created"],
-        versions=json.loads(attrs["versions"]),
-        source=json.loads(attrs["source"]),
-    )
-
-
-def _require_format(path: Path, file: h5py.File) -> None:
-    found = (file.attrs.get("format"), file.attrs.get("format_version"))
-    if found[0] != FORMAT:
-        raise FormatError(f"{path}: not an icecore segment (attribute 'format' is {found[0]!r})")
-    if found[1] != FORMAT_VERSION:
-        raise FormatError(
-            f"{path}: segment format version {found[1]}, this release reads {FORMAT_VERSION}; upgrade icecore"
-        )
 
 
 def _text(value: Mapping[str, Any]) -> str:

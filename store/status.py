@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from . import catalog, reading
-from .catalog import CATALOG_VERSION, Head
+from .catalog import Head
 from .errors import Holder, SetNotFoundError
 from .heads import excused
 from .holdings import load_held, load_refused
@@ -124,7 +124,7 @@ def store_status(path: Path | str, set_name: str | None = None) -> StoreStatus:
         (announced,) = db.execute("SELECT count(*) FROM intents").fetchone()
         return StoreStatus(
             path=folder,
-            catalog_format=1 if catalog.is_copy(db) else CATALOG_VERSION,
+            catalog_format=catalog.format_of(db),
             digest=store_digest({name: summary.digest for name, summary in summaries.items()}),
             is_written=is_written,
             writer=read_holder(folder) if is_written else None,

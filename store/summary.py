@@ -12,23 +12,21 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from . import catalog, reading
 from .catalog import Head
+from .contents import load_contents
 from .contract import Column, canonical_json
 from .holdings import load_held, load_refused
 
-__all__ = ["Summary", "load_digests", "read_summary", "refresh_summaries", "store_digest", "summarise"]
+__all__ = ["Summary", "changed_summaries", "read_summary", "refresh_summaries", "store_digest", "summarise"]
 
 FORMAT = 1
 """Goes up when a digest comes to mean something else: what an earlier release has kept is then made anew."""
-AT_A_TIME = 65_536
-"""Contents read by one query."""
 
 
 @dataclass(frozen=True)
@@ -75,25 +73,13 @@ def summarise(db: sqlite3.Connection, set_id: int, head: Head) -> Summary:
     return _Pass(db, set_id, head).run()
 
 
-def load_digests(db: sqlite3.Connection) -> np.ndarray:
-    """Give the sha256 digest of every content: ``(m, 32)`` uint8, by the content's id."""
-    size = int(db.execute("SELECT value FROM meta WHERE key = 'next_content'").fetchone()[0])
-    digests = np.zeros((size, 32), dtype=np.uint8)
-    query = (
-        "SELECT CAST(group_concat(sha256, '') AS BLOB), group_concat(id) FROM contents WHERE sha256 >= ? AND sha256 < ?"
-    )
-    for first, end in pairwise(_bounds(size)):
-        joined, ids = db.execute(query, (first, end)).fetchone()
-        if joined:
-            rows = np.fromstring(ids, dtype=np.int64, sep=",")
-            digests[rows] = np.frombuffer(joined, dtype=np.uint8).reshape(-1, 32)
-    return digests
-
-
-def _bounds(size: int) -> list[bytes]:
-    """Cut the range of digests, which are spread evenly, into parts of some ``AT_A_TIME``."""
-    parts = min(1 + size // AT_A_TIME, 1 << 16)
-    return [*((part * (1 << 16) // parts).to_bytes(2, "big") for part in range(parts)), b"\xff" * 33]
+def changed_summaries(db: sqlite3.Connection) -> Iterator[str]:
+    """Name the sets whose readers see something else than was kept when they last saw the same."""
+    for set_id, name in db.execute("SELECT id, name FROM sets").fetchall():
+        head = catalog.head_of(db, set_id)
+        kept = None if head is None else _kept(db, set_id, _stamp(db, head))
+        if head is not None and kept is not None and kept != summarise(db, set_id, head):
+            yield name
 
 
 class _Pass:
@@ -111,7 +97,7 @@ class _Pass:
         self.refused = load_refused(db, ids, head.as_of)
         self.failures = {row[0]: row[1:] for row in _failures(db, head)}
         self.refusals = _refusals(db, head)
-        self.digests = load_digests(db)
+        self.digests = load_contents(db).digests
         self.hashes = {part: hashlib.sha256() for part in ("ids", "contents", "refusals")}
         self.holders = [hashlib.sha256() for _ in self.columns]
         self.images = 0

@@ -1,22 +1,34 @@
-"""Re-read every byte of a store and hold it against the catalog."""
+"""Hold a store against its catalog: every byte of it, or, quickly, what can be seen without reading a row."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from . import catalog
-from .commit import find_contents
-from .errors import StoreDamagedError, StoreError
-from .holdings import unpack_ids
-from .segment import check_arrays, file_checksum, read_extents, read_header, read_identity
+from .apart import layouts_of
+from .consistency import catalog_trouble, doubled
+from .contents import load_contents
+from .errors import StoreDamagedError
+from .examine import Recorded, examine, file_trouble, header_trouble, recorded
+from .sqlite_file import readable
 
-__all__ = ["Problem", "VerifyReport", "require_segments", "verify_store"]
+__all__ = [
+    "Problem",
+    "Progress",
+    "Told",
+    "VerifyReport",
+    "require_segments",
+    "segment_files",
+    "strangers",
+    "verify_store",
+]
+
+Progress = Callable[[int, int], None]
+"""Told how many bytes are done, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +46,17 @@ class VerifyReport:
     """What ``verify_store`` found."""
 
     segments: int
-    """segments read"""
+    """segments looked at"""
     rows: int
     """rows of them"""
     bytes: int
-    """bytes read"""
+    """bytes read; 0 when quick"""
     problems: tuple[Problem, ...]
     """what is wrong, by file"""
+    leftovers: tuple[str, ...] = ()
+    """unfinished files of runs that were cut off, relative to the store: no damage, the next writer sweeps its own"""
+    quick: bool = False
+    """whether no row was read"""
 
     @property
     def ok(self) -> bool:
@@ -48,10 +64,20 @@ class VerifyReport:
         return not self.problems
 
 
-def verify_store(path: Path | str) -> VerifyReport:
-    """Check every segment: whole-file and dataset checksums, header, contract, and each row against the catalog.
+def verify_store(path: Path | str, *, quick: bool = False, progress: Progress | None = None) -> VerifyReport:
+    """Check the catalog and every segment: checksums of file and columns, contract, each row, each value finite.
 
-    Reads all bytes once, and holds one segment in memory at a time.
+    Takes no lock: a run may commit meanwhile. All bytes are read once, some MiB at a time; what is held is 33 bytes a
+    content and 8 a row.
+
+    Parameters
+    ----------
+    path
+        The store's folder.
+    quick
+        Read no row: only the catalog, and the size and header of each file. A changed byte in a feature stays unseen.
+    progress
+        Called with the number of bytes done and of all, as work goes on.
 
     Raises
     ------
@@ -59,24 +85,35 @@ def verify_store(path: Path | str) -> VerifyReport:
         When the catalog itself cannot be opened.
     """
     folder = Path(path)
-    problems: list[Problem] = []
-    files = sorted(p.relative_to(folder).as_posix() for p in (folder / "segments").rglob("*.h5"))  # before the query
-    rows: list[tuple[int, str, int, int, str, int]] = []
-    with closing(catalog.connect(folder)) as db:
-        try:
-            problems.extend(Problem(catalog.CATALOG, what) for what in _catalog_trouble(db))
-            rows = db.execute(
-                "SELECT id, path, rows, size, checksum, generation_id FROM segments ORDER BY id"
-            ).fetchall()
-            for segment_id, relative, n_rows, size, checksum, generation_id in rows:
-                trouble = _file_trouble(folder / relative, size, checksum)
-                if not trouble:
-                    trouble = _row_trouble(db, folder / relative, segment_id, n_rows, generation_id)
-                problems.extend(Problem(relative, what) for what in trouble)
-            problems.extend(_strangers(files, db))
-        except sqlite3.DatabaseError as exc:
-            problems.append(Problem(catalog.CATALOG, f"cannot be read ({exc})"))
-    return VerifyReport(len(rows), sum(r[2] for r in rows), sum(r[3] for r in rows), tuple(problems))
+    files, leftovers = segment_files(folder)  # before the catalog is asked: what is committed meanwhile is known
+    with closing(catalog.connect(folder)) as db, readable(folder / catalog.CATALOG):
+        db.execute("BEGIN")
+        trouble = catalog_trouble(db)
+        if trouble:
+            return VerifyReport(0, 0, 0, tuple(Problem(catalog.CATALOG, what) for what in trouble), leftovers, quick)
+        segments, contents = recorded(db), load_contents(db)
+        odd = strangers(files, db)
+        db.execute("ROLLBACK")
+        told = Told(progress, sum(segment.size for segment in segments))
+        problems = [Problem(catalog.CATALOG, what) for what in doubled(segments)]
+        if quick:
+            problems += _look(folder, segments, told)
+        else:
+            for segment in segments:
+                finding = examine(folder, segment, contents, on_bytes=told)
+                problems += [Problem(segment.path, what) for what in finding.what]
+        # What a collection took away while this went on was rightly not found.
+        gone = {s.path for s in segments} - {row[0] for row in db.execute("SELECT path FROM segments")}
+    problems = [problem for problem in problems if problem.path not in gone]
+    problems += [Problem(name, "is not in the catalog") for name in odd if (folder / name).exists()]
+    return VerifyReport(
+        segments=len(segments),
+        rows=sum(segment.rows for segment in segments),
+        bytes=0 if quick else told.done,
+        problems=tuple(problems),
+        leftovers=leftovers,
+        quick=quick,
+    )
 
 
 def require_segments(folder: Path, db: sqlite3.Connection, set_id: int) -> None:
@@ -92,84 +129,50 @@ def require_segments(folder: Path, db: sqlite3.Connection, set_id: int) -> None:
         "WHERE g.set_id = ? AND s.removed_in IS NULL",
         (set_id,),
     )
-    trouble = [f"{path} {what[0]}" for path, size in rows if (what := _size_trouble(folder / path, size))]
+    trouble = [f"{path} {what}" for path, size in rows if (what := file_trouble(folder / path, size))]
     if trouble:
         raise StoreDamagedError(
-            f"{folder}: {len(trouble)} segments are damaged: {', '.join(trouble[:3])}; restore them from a back-up, "
-            f"or extract into a new set; `icecore store verify` tells all"
+            f"{folder}: {len(trouble)} segments are damaged: {', '.join(trouble[:3])}; `icecore store repair` saves "
+            f"what is left of them, and the next `icecore extract` computes the rest again"
         )
 
 
-def _catalog_trouble(db: sqlite3.Connection) -> list[str]:
-    """Check the catalog by itself: its pages, its references, and that no column has a content twice."""
-    trouble = [line for (line,) in db.execute("PRAGMA integrity_check") if line != "ok"]
-    trouble += [
-        f"table {row[0]} refers to rows of {row[2]} that are not there"
-        for row in db.execute("PRAGMA foreign_key_check")
-    ]
-    return trouble + [f"{count:,} images have {name} twice" for name, count in _doubled(db)]
-
-
-def _doubled(db: sqlite3.Connection) -> Iterator[tuple[str, int]]:
-    """Give the columns that hold a content in two live segments, with the number of such contents."""
-    for column_id, name in db.execute("SELECT id, name FROM columns").fetchall():
-        rows = db.execute(
-            "SELECT s.contents, s.rows FROM segments s JOIN segment_columns c ON c.segment_id = s.id "
-            "WHERE c.column_id = ? AND s.removed_in IS NULL",
-            (column_id,),
-        )
-        held = np.concatenate([np.empty(0, dtype=np.int64), *(np.unique(unpack_ids(*row)) for row in rows)])
-        if count := held.size - np.unique(held).size:
-            yield name, count
-
-
-def _size_trouble(path: Path, size: int) -> list[str]:
-    try:
-        found = path.stat().st_size
-    except FileNotFoundError:
-        return ["is missing"]
-    return [] if found == size else [f"has {found:,} bytes, should have {size:,}"]
-
-
-def _file_trouble(path: Path, size: int, checksum: str) -> list[str]:
-    if trouble := _size_trouble(path, size):
-        return trouble
-    if file_checksum(path) == checksum:
-        return []
-    try:
-        damaged = check_arrays(path)
-    except (OSError, KeyError, RuntimeError) as exc:
-        return [f"bytes changed; HDF5 cannot read it ({exc})"]
-    return [f"bytes changed in {', '.join(damaged)}" if damaged else "bytes changed outside the data"]
-
-
-def _row_trouble(db: sqlite3.Connection, path: Path, segment_id: int, n_rows: int, generation_id: int) -> list[str]:
-    try:
-        header = read_header(path)
-        ids, content = read_identity(path)
-    except StoreError as exc:
-        return [str(exc)]
-    trouble = []
-    generation = catalog.generation_by_id(db, generation_id)
-    if header.contract != generation.contract or header.generation != generation.uuid or header.uuid != path.stem:
-        trouble.append("its contract, generation or name is not the catalog's")
-    if not header.rows == n_rows == len(ids) == len(content):
-        trouble.append(f"rows: {header.rows} in the header, {len(ids)} ids, {len(content)} contents, {n_rows} expected")
-    (packed,) = db.execute("SELECT contents FROM segments WHERE id = ?", (segment_id,)).fetchone()
-    entered = find_contents(db, (row.tobytes() for row in content))
-    if [entered.get(row.tobytes()) for row in content] != unpack_ids(packed, n_rows).tolist():
-        trouble.append("its rows are not those that the catalog names")
-    entered_columns = db.execute(
-        "SELECT k.name, k.width, c.offset FROM segment_columns c JOIN columns k ON k.id = c.column_id "
-        "WHERE c.segment_id = ? ORDER BY k.name",
-        (segment_id,),
-    ).fetchall()
-    if entered_columns != read_extents(path):
-        trouble.append("its columns are not those, or not where, the catalog says")
-    return trouble
-
-
-def _strangers(files: list[str], db: sqlite3.Connection) -> list[Problem]:
-    """Name segment files that the catalog does not know; the next writer's sweep takes announced ones away."""
+def strangers(files: Sequence[str], db: sqlite3.Connection) -> list[str]:
+    """Give those segment files that the catalog does not know; the next writer's sweep takes announced ones away."""
     known = {row[0] for row in db.execute("SELECT path FROM segments UNION SELECT path FROM intents")}
-    return [Problem(path, "is not in the catalog") for path in files if path not in known]
+    return [path for path in files if path not in known]
+
+
+class Told:
+    """Counts bytes, and tells the caller of ``verify_store`` or ``repair_store``."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.done, self._total, self._progress = 0, total, progress
+
+    def __call__(self, n: int) -> None:
+        """Take the number of bytes done since the last call."""
+        self.done += n
+        if self._progress is not None:
+            self._progress(self.done, self._total)
+
+
+def segment_files(folder: Path) -> tuple[list[str], tuple[str, ...]]:
+    """Give the segment files that are there, and the unfinished ones, relative to the store."""
+    found = sorted(path.relative_to(folder).as_posix() for path in (folder / "segments").rglob("*.h5*"))
+    return [name for name in found if name.endswith(".h5")], tuple(name for name in found if name.endswith(".h5.tmp"))
+
+
+def _look(folder: Path, segments: Sequence[Recorded], told: Told) -> Iterator[Problem]:
+    """Compare the size and the header of each file with the catalog."""
+    whole = []
+    for segment in segments:
+        if trouble := file_trouble(folder / segment.path, segment.size):
+            yield Problem(segment.path, trouble)
+            told(segment.size)
+        else:
+            whole.append(segment)
+    layouts = layouts_of(folder / segment.path for segment in whole)
+    for segment, layout in zip(whole, layouts, strict=True):
+        odd = [str(layout)] if isinstance(layout, StoreDamagedError) else header_trouble(segment, layout)
+        yield from (Problem(segment.path, what) for what in odd)
+        told(segment.size)

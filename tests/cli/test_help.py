@@ -31,7 +31,7 @@ def test_the_tree_holds_what_is_documented() -> None:
     assert {" ".join(words) for words in TREE} == {
         "", "demo", "extract", "layers", "predict", "train",
         "store", "store ls", "store show", "store verify",
-        "store compact",
+        "store repair", "store compact",
         "store status", "store errors", "store du", "store export",
         "store log", "store tag", "store revert", "store diff", "store drop", "store gc",
     }  # fmt: skip

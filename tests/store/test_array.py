@@ -185,10 +185,10 @@ from pathlib import Path
 from icecore.store import Column, Pooling
 from icecore.store.array import FeatureArray
 from icecore.store.places import Extent, Places
-from icecore.store.segment import read_extents
+from icecore.store.layout import layout_of
 n, path = 128 * 1024, Path({str(tmp_path / "a.h5")!r})
 column = Column("layer4", Pooling.parse("avg"), 512)
-extent = Extent(path, n, read_extents(path)[0][2], column)
+extent = Extent(path, n, layout_of(path).columns[column].offset, column)
 array = FeatureArray([Places(column, (extent,), np.zeros(n, np.int32), np.arange(n))], lambda: [""] * n)
 peak = lambda: 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 before = peak()
