@@ -41,6 +41,7 @@ __all__ = [
     "head_of",
     "now",
     "printable",
+    "roll_back",
     "set_id_of",
     "transaction",
     "write_schema",
@@ -225,9 +226,14 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
             yield
             db.execute("COMMIT")
         except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
+            roll_back(db)
             raise
+
+
+def roll_back(db: sqlite3.Connection) -> None:
+    """Undo a transaction that is still open."""
+    if db.in_transaction:
+        db.execute("ROLLBACK")
 
 
 def set_id_of(db: sqlite3.Connection, name: str) -> int | None:

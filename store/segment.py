@@ -17,7 +17,7 @@ import xxhash
 
 from .contract import Column, Contract, canonical_json
 from .errors import StoreDamagedError
-from .sink import writing_hdf5
+from .sink import write_hdf5
 
 __all__ = [
     "BLOCK",
@@ -98,7 +98,8 @@ def write_segment(
     dict
         Byte offset of each column's data in the file.
     """
-    with writing_hdf5(path, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file:
+
+    def build(file: h5py.File) -> dict[Column, int]:
         _write_attributes(file, header)
         _write_array(file, IDS, np.frombuffer(b"".join(i + b"\0" for i in ids), dtype=np.uint8))
         _write_array(file, CONTENT, content)
@@ -108,6 +109,8 @@ def write_segment(
             dataset = _write_blocks(group, column, header.rows, [given] if isinstance(given, np.ndarray) else given)
             dataset.attrs["column"] = _text(column.to_json())
         return {column: int(group[column.name].id.get_offset()) for column in header.columns}
+
+    return write_hdf5(path, build, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT)
 
 
 def map_column(path: Path, column: Column, rows: int, offset: int) -> np.ndarray:

@@ -273,6 +273,7 @@ class Writer:
         if not self._buffers.entries and not self._buffers.gone:
             return None
         if self._cut_off:
+            catalog.roll_back(self._db)  # a second Ctrl-C may have come before it
             self._known = Known(self._db, self._generation.id, self._column_ids)
             self._buffers.prune(self._known.of)
         self._cut_off = True

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from icecore.store import (
     Contract,
     DiskError,
     FeatureStore,
+    Pooling,
     SetNotFoundError,
     SourceImage,
     StoreNotFoundError,
@@ -264,3 +266,38 @@ _KILLED = textwrap.dedent("""
         image = SourceImage("x.jpg", pathlib.Path("x.jpg"), 1, 1, 1)
         w.append([image], [bytes(32)], {c: np.zeros((1, c.width)) for c in photos.columns})
 """)
+
+
+def test_a_limit_on_file_sizes_leaves_the_old_version(fill: Fill) -> None:
+    """Python has SIGXFSZ ignored, so that the system refuses with EFBIG."""
+    wide = (Column("layer4", Pooling.parse("avg"), 600),)
+    store = fill(FILES, columns=wide)
+    before = store["photos"].matrix("layer4").X
+    store.close()
+    code = f"""
+        import json, resource, sys
+        import numpy as np
+        from pathlib import Path
+        from icecore.store import DiskError, FeatureStore, SourceImage
+        store = FeatureStore.open({str(store.path)!r})
+        photos = store["photos"]
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        for kib in (0, 1, 4, 16, 64, 150):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (kib << 10, hard))
+            try:
+                with store.writer("photos", photos.contract, photos.columns) as w:
+                    images = [SourceImage(f"x{{n}}.jpg", Path("x"), 1, 1, 1) for n in range(250)]
+                    w.append(images, [n.to_bytes(32) for n in range(250)], {{photos.columns[0]: np.zeros((250, 600))}})
+            except DiskError as exc:
+                told = [exc.errno, str(exc)]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+            print(json.dumps([*told, photos.version]))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [version for _, _, version in said] == [1] * 6
+    assert {number for number, _, _ in said} == {errno.EIO, errno.EFBIG}, "SQLite tells the one as the other"
+    assert "h5: File too large; raise the limit on file sizes (ulimit -f) and run again: everything" in said[-1][1]
+    np.testing.assert_array_equal(FeatureStore.open(store.path)["photos"].matrix("layer4").X, before)
+    assert verify_store(store.path).ok
+    assert fill(MORE, columns=wide)["photos"].ids() == sorted(MORE)
