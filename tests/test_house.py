@@ -63,6 +63,14 @@ def test_what_a_room_offers_is_in_all_and_is_there(room: str) -> None:
         assert getattr(module, name).__doc__ or not callable(getattr(module, name)), f"icecore.{room}.{name}"
 
 
+def test_the_map_of_the_ground_floor_names_each_file_once() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    table = text.partition("## The ground floor")[2].partition("\n\nA row that is written")[0].partition("|---|---|")[2]
+    named = [name for name in re.findall(r"`(\w+)`", table) if name != "FORMAT"]
+    there = [path.stem for path in (ROOT / "store").glob("*.py") if path.stem != "__init__"]
+    assert sorted(named) == sorted(there)
+
+
 def test_every_room_is_packaged() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     assert set(settings["packages"]) == {f"icecore.{room}" for room in MAY_IMPORT} == set(settings["package-dir"])
