@@ -17,10 +17,10 @@ f  the catalog opens in under 0.3 s
 g  a sync that finds nothing to do over as many files takes at most twice the time of a bare os.scandir and stat
 h  append at 0.8 of the speed of raw h5py, fsync on both sides; what misses it is the catalog's work, told a row
 i  peak memory of a first sync (plan and append) and of one with nothing to do: from a tenth of the rows to all of
-   them it grows by less than 10 % or 64 MiB
+   them it grows by less than 10 % or 128 MiB: what a segment's rows and SQLite's cache take at most
 j  bytes on disk: at most 1.05 of the payload; segments, catalog and total told
-k  365 nightly commits of 100 rows: reading them, number of files, before and after compaction, with the merging that
-   runs do by themselves and without; no goal
+k  365 nightly commits of 100 rows: reading them, number of files, before and after compaction and gc, with the merging
+   that runs do by themselves and without; no goal
 
 The full size takes some ten minutes and 5 GB of disk. Lance has an environment of its own, named by --peers or
 ICECORE_BENCH_PEERS; without it d and e are skipped. To make it:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from icecore.store import Column, Contract, Pooling
 from icecore.store import gather as gather_module
@@ -79,6 +79,7 @@ def indices(n: int) -> st.SearchStrategy[Any]:
     return st.one_of(kinds)
 
 
+@settings(deadline=None)
 @given(st.data(), st.booleans(), st.booleans())
 def test_every_index_gives_what_numpy_gives(world: World, data: st.DataObject, in_blocks: bool, cold: bool) -> None:
     extents, arrays = world
