@@ -44,18 +44,19 @@ def writer_lock(folder: Path, *, command: str = "") -> Iterator[Holder]:
         When the folder cannot be written to.
     """
     lock = FileLock(folder / LOCK, timeout=PATIENCE, poll_interval=0.01, thread_local=False)
-    with disk_errors(folder / LOCK):
-        _acquire(lock, folder)
     try:
+        with disk_errors(folder / LOCK):
+            _acquire(lock, folder)
         holder = Holder(os.getpid(), socket.gethostname(), command or shlex.join(sys.argv), _now())
         _note(folder, holder)
         yield holder
     finally:
         try:
-            with suppress(OSError):  # a note that stays is of no consequence: it is read beside a held lock only
-                (folder / HOLDER).unlink()
+            if lock.is_locked:
+                with suppress(OSError):  # a note that stays is of no consequence: it is read beside a held lock only
+                    (folder / HOLDER).unlink()
         finally:
-            lock.release()
+            _release(lock)
 
 
 def is_locked(folder: Path) -> bool:
@@ -102,6 +103,14 @@ def _acquire(lock: BaseFileLock, folder: Path) -> None:
         lock.acquire()
     except Timeout as exc:
         raise LockedError(folder, read_holder(folder)) from exc
+
+
+def _release(lock: BaseFileLock) -> None:
+    try:
+        lock.release()
+    except BaseException:
+        lock.release(force=True)  # a Ctrl-C may have come before it began: who goes on in this process writes again
+        raise
 
 
 def _note(folder: Path, holder: Holder) -> None:

@@ -76,6 +76,75 @@ def test_an_interrupted_extraction_ends_with_130_and_keeps_what_was_done(
     assert not list(many.store.rglob("*.tmp"))
 
 
+# Interrupted once after some batches, and again inside the last commit, at a step of it.
+INTERRUPTED_TWICE = """
+import os, signal, sys
+from icecore.cli import main
+from icecore.extract import job
+from icecore.store import publishing, writer
+
+first, module, step, *words = sys.argv[1:]
+module = {"publishing": publishing, "writer": writer}[module]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+record, leave, act = job.record_batch, writer.Writer.__exit__, getattr(module, step)
+batches = 0
+
+def record_and_interrupt(*args):
+    global batches
+    record(*args)
+    batches += 1
+    if batches == 33:
+        os.kill(os.getpid(), getattr(signal, first))
+
+def leave_interrupted(self, kind, *rest):
+    if kind is KeyboardInterrupt:
+        setattr(module, step, interrupt_and_act)
+    return leave(self, kind, *rest)
+
+def interrupt_and_act(*args, **kwargs):
+    setattr(module, step, act)
+    print("again", file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGINT)
+    return act(*args, **kwargs)
+
+job.record_batch, writer.Writer.__exit__ = record_and_interrupt, leave_interrupted
+main(words)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "module", "step"),
+    [("SIGINT", "publishing", "write_segment"), ("SIGTERM", "writer", "apply_commit")],
+)
+def test_a_second_interrupt_during_the_last_commit_ends_with_130_and_loses_what_was_not_committed_only(
+    project: Any,
+    noisy: Callable[..., Image.Image],
+    encoded: Callable[..., bytes],
+    icecore: Callable[..., Any],
+    first: str,
+    module: str,
+    step: str,
+) -> None:
+    png = encoded(noisy(0), "PNG")
+    for number in range(300):
+        (project.photos / f"{number:05}.png").write_bytes(png + number.to_bytes(4, "big"))
+    words = ["extract", str(project.config), "--json"]
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_TWICE, first, module, step, *words], capture_output=True, check=False
+    )
+    assert ended.stderr == b"again\nicecore extract: interrupted, what was committed is kept\n"
+    assert ended.returncode == 130
+    assert json.loads(ended.stdout)["retryable"] is True
+    with FeatureStore.open(project.store) as store:
+        assert store["photos"].ids() == [f"{number:05}.png" for number in range(256)]
+    report = verify_store(project.store)
+    assert report.ok
+    assert not report.leftovers
+    again = icecore(*words)
+    assert (again.code, again.outcome["to_read"]) == (0, 44)
+    assert verify_store(project.store).ok
+
+
 def test_a_reader_that_leaves_early_is_no_traceback(trained: Any) -> None:
     """``icecore store show ... | head -0``."""
     result = trained.folder / "result.json"
