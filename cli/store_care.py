@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +14,7 @@ from .app import command as make_command
 from .app import progress_bar
 from .exits import Exit, Outcome
 from .options import OutputFile
-from .table import csv_line, one_line
+from .table import counted, csv_line, one_line
 
 if TYPE_CHECKING:
     from icecore.store import VerifyReport
@@ -44,24 +45,24 @@ def verify(store: Path, quick: bool) -> Outcome:
     if report.ok:
         return Outcome(Exit.DONE, data, "\n".join([_soundness(store, report), *_leftovers(report)]))
     found = [f"  {problem.path}: {problem.what}" for problem in report.problems]
-    cure = "`icecore store repair` saves what is sound and says what to extract again; try it with --dry-run first"
-    lines = [f"{store}: {len(report.problems)} problems", *found, *_leftovers(report), cure]
+    cure = f"`icecore store repair {quote(str(store))}` keeps what is sound and tells what is to be extracted again; "
+    head = f"{store}: {counted(len(report.problems), 'problem')}"
+    lines = [head, *found, *_leftovers(report), f"{cure}with --dry-run it only tells"]
     return Outcome(Exit.STORE_INVALID, data, error="\n".join(map(one_line, lines)))
 
 
 def _soundness(store: Path, report: VerifyReport) -> str:
-    counts = f"{store}: {report.segments:,} segments, {report.rows:,} rows"
-    return (
-        f"{counts}: sizes and headers are right; no row was read"
-        if report.quick
-        else (f"{counts}, {report.bytes:,} bytes: all sound")
-    )
+    counts = f"{store}: {counted(report.segments, 'segment')}, {counted(report.rows, 'row')}"
+    if report.quick:
+        return f"{counts}: sizes and headers are right; no row was read"
+    return f"{counts}, {report.bytes:,} bytes: all sound"
 
 
 def _leftovers(report: VerifyReport) -> list[str]:
     if not report.leftovers:
         return []
-    return [f"{len(report.leftovers):,} unfinished files of runs that were cut off or are at work; no damage"]
+    files = counted(len(report.leftovers), "unfinished file")
+    return [f"{files} of runs that were cut off or are at work: no damage"]
 
 
 @make_command(example="icecore store repair features --dry-run")
@@ -89,45 +90,54 @@ def repair(store: Path, dry_run: bool, accept_loss: bool, ids_file: Path | None)
     if not report.is_needed:
         return Outcome(Exit.DONE, data, f"{store}: nothing to repair")
     lines = [*_catalog_lines(report), *_file_lines(report), *_lost_lines(report)]
+    if ids_file is not None:
+        lines.append(f"{ids_file}: {counted(sum(len(lost.ids) for lost in report.lost), 'row')}")
+    if dry_run:
+        lines.append("nothing was changed: this was a dry run")
     return Outcome(Exit.DONE, data, "\n".join(map(one_line, lines)))
 
 
 def _catalog_lines(report: RepairReport) -> list[str]:
-    will = "would be" if report.dry_run else "is"
     if not report.rebuilt:
-        return [f"{report.damaged:,} segments are not as they were written"] if report.damaged else []
+        be = "is" if report.damaged == 1 else "are"
+        return [f"{counted(report.damaged, 'segment')} {be} not what the catalog says"] if report.damaged else []
+    made = "would be made" if report.dry_run else "made"
     lines = [
-        f"catalog.sqlite {report.rebuilt}",
-        f"it {will} made anew from the segments: {report.images:,} images in {len(report.versions):,} sets",
-        "lost with it: tags, the log, old versions, deletions, names given since images were written, failures;",
-        "run `icecore extract`: it reads every image file again, and computes only what is in no segment",
+        f"catalog.sqlite: {report.rebuilt}",
+        f"{made} anew from the segments: {counted(report.images, 'image')} in {counted(len(report.versions), 'set')}",
+        "lost with it: the log, tags, old versions, deletions, names given since images were written, failures",
+        "run `icecore extract` next: it reads every image file again, and computes only what is in no segment",
     ]
     if report.ambiguous:
-        lines.append(f"until then {report.ambiguous:,} images may have the features of earlier or later contents")
+        images = counted(report.ambiguous, "image")
+        lines.append(f"until then {images} with several contents may have the features of an earlier one")
     if report.odd_cards:
-        lines.append(f"versions may come to be used twice: cannot read {', '.join(report.odd_cards)}")
+        cards = ", ".join(report.odd_cards)
+        lines.append(f"cannot be read: {cards}; a version that these bundles were trained on may be numbered again")
     return lines
 
 
 def _file_lines(report: RepairReport) -> list[str]:
     would = "would move" if report.dry_run else "moved"
     lines = [f"  {moved.path}: {moved.what}; {would} to {moved.to}" for moved in report.moved]
-    if report.written and not report.dry_run:
-        lines += [f"  {path}: holds what was saved" for path in report.written]
-    return lines
+    if report.dry_run:
+        saved = counted(len(report.written), "new segment")
+        return [*lines, f"{saved} would hold what is sound of them"] if report.written else lines
+    return [*lines, *(f"  {path}: new, holds what was sound" for path in report.written)]
 
 
 def _lost_lines(report: RepairReport) -> list[str]:
     lines = []
     for lost in report.lost:
-        seen = "" if lost.is_read else f" of generation {lost.generation}, which readers do not see,"
-        lines.append(f"{len(lost.ids):,} images of {lost.set_name} lack{seen} {', '.join(lost.columns)}:")
+        images, have = counted(len(lost.ids), "image"), "has" if len(lost.ids) == 1 else "have"
+        seen = "" if lost.is_read else f" in generation {lost.generation}, which readers do not see"
+        lines.append(f"{images} of {lost.set_name} {have} lost {', '.join(lost.columns)}{seen}:")
         lines += [f"  {image_id}" for image_id in lost.ids[:SHOWN]]
         if len(lost.ids) > SHOWN:
-            lines.append(f"  and {len(lost.ids) - SHOWN:,} more: --ids FILE writes all, --json too")
+            lines.append(f"  and {len(lost.ids) - SHOWN:,} more; --ids FILE writes all")
     if report.lost:
-        lines.append("`icecore extract` computes exactly these again")
-    return lines
+        return [*lines, "the next `icecore extract` computes these again"]
+    return ["no live image has lost features"] if report.damaged else []
 
 
 def _csv(report: RepairReport) -> bytes:

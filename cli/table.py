@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-__all__ = ["csv_line", "human_bytes", "one_line", "table"]
+__all__ = ["counted", "csv_line", "human_bytes", "one_line", "table"]
 
 
 def one_line(text: str) -> str:
@@ -39,6 +39,15 @@ def csv_line(cells: Sequence[object]) -> bytes:
     line = io.StringIO()
     csv.writer(line).writerow(cells)  # with its own line end it quotes a lone \r in a name too
     return line.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
+
+
+def counted(number: int, thing: str) -> str:
+    """Give a number of things in words.
+
+    >>> counted(1, "image"), counted(2000, "image")
+    ('1 image', '2,000 images')
+    """
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 def human_bytes(size: int) -> str:

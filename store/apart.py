@@ -120,6 +120,6 @@ def answer() -> None:
         try:
             answer = json.dumps(describe(Path(json.loads(line))))
         except Exception as exc:  # noqa: BLE001 - whatever a damaged file makes h5py raise is the answer
-            answer = json.dumps({"error": f"{exc}"})
+            answer = json.dumps({"error": str(exc.args[0] if exc.args else exc)})
         sys.stdout.write(f"{answer}\n")
         sys.stdout.flush()

@@ -61,7 +61,7 @@ class Plan:
     changed: int
     """ids whose size or times differ"""
     racy: int
-    """ids whose times were too fresh to be trusted, and those read on request"""
+    """ids whose times were too fresh to be trusted, those that a repair entered, and those read on request"""
     backfill: int
     """unchanged ids that lack a column"""
     retried: int
@@ -257,7 +257,8 @@ class _Merge:
         if known is None:
             return "added", self.everything
         if known[1:4] != found[1:4]:
-            return "changed", self.everything
+            # Of an image that a repair entered nobody knows what its file was like; no file has the size -1.
+            return "changed" if known[1] >= 0 else "racy", self.everything
         if self.rehash or known[4]:
             return "racy", self.everything
         held = self.held.mask(known[5])

@@ -97,12 +97,9 @@ def rebuild(
         assert not trouble, trouble
         made = builder.result(odd_cards)
         db.execute("PRAGMA journal_mode=WAL")
-    for name in (
-        CATALOG,
-        f"{CATALOG}-wal",
-        f"{CATALOG}-shm",
-    ):  # in this order: without the first, nobody reads the rest
-        moves.aside(name, why)
+    moves.aside(CATALOG, why)  # first: without it, nobody reads the rest
+    for ending in ("-wal", "-shm"):
+        moves.aside(f"{CATALOG}{ending}", "belongs to the catalog that was here")
     if not dry_run:
         fsync_file(folder / UNFINISHED)
         (folder / UNFINISHED).rename(folder / CATALOG)

@@ -67,7 +67,7 @@ def test_show_of_another_name_says_what_there_is(icecore: Icecore, trained: Any)
 def test_verify_of_a_sound_store_counts_what_it_read(icecore: Icecore, trained: Any, segment: Path) -> None:
     done = icecore("store", "verify", trained.store)
     size = segment.stat().st_size
-    assert (done.code, done.text) == (0, f"{trained.store}: 1 segments, 18 rows, {size:,} bytes: all sound\n")
+    assert (done.code, done.text) == (0, f"{trained.store}: 1 segment, 18 rows, {size:,} bytes: all sound\n")
     facts = icecore("store", "verify", trained.store, "--json").outcome
     assert (facts["ok"], facts["rows"], facts["problems"]) == (True, 18, [])
 
@@ -104,7 +104,8 @@ def test_verify_of_a_damaged_store_ends_with_3_naming_the_file(
     assert f"  {name}: " in done.told
     (problem,) = [problem for problem in done.outcome["problems"] if problem["path"] == name]
     assert what in problem["what"]
-    assert f"{trained.store}: {len(done.outcome['problems'])} problems\n" in done.told
+    many = "1 problem" if len(done.outcome["problems"]) == 1 else "2 problems"
+    assert f"{trained.store}: {many}\n" in done.told
 
 
 def test_a_damaged_catalog_ends_with_3(icecore: Icecore, trained: Any) -> None:
