@@ -37,7 +37,7 @@ class Version:
     created: str
     """when, ISO 8601, UTC"""
     kind: str
-    """sync (a run of extract), compact, revert"""
+    """sync (a run of extract), compact, revert, repair"""
     command: str
     """what ran"""
     run: str

@@ -17,6 +17,7 @@ from icecore.store.lock import writer_lock
 
 Icecore = Callable[..., Any]
 COLUMN = "features.3:avg"
+CURE = "keeps what is sound and tells what is to be extracted again; with --dry-run it only tells"
 
 
 def segment_of(project: Any) -> Path:
@@ -74,8 +75,7 @@ def test_damage_ends_with_3_naming_file_trouble_and_cure(icecore: Icecore, train
     assert done.told.splitlines() == [
         f"icecore store verify: {trained.store}: 1 problem",
         f"  {name}: bytes changed in columns/{COLUMN}",
-        f"`icecore store repair {trained.store}` keeps what is sound and tells what is to be extracted again; "
-        "with --dry-run it only tells",
+        f"`icecore store repair {trained.store}` {CURE}",
     ]
     assert icecore("store", "verify", trained.store, "--quick").code == 0, "no row was read"
     os.truncate(path, 100)
@@ -98,6 +98,7 @@ def test_an_unfinished_file_is_told_and_is_no_damage(icecore: Icecore, trained: 
 
 def test_after_a_repair_the_next_extract_computes_exactly_the_lost_images(icecore: Icecore, grown: Any) -> None:
     before, path = rows_of(grown), segment_of(grown)
+    name = path.relative_to(grown.store).as_posix()
     flip(path)
     assert icecore("store", "verify", grown.store).code == 3
     done = icecore("store", "repair", grown.store)
@@ -105,8 +106,7 @@ def test_after_a_repair_the_next_extract_computes_exactly_the_lost_images(icecor
     lines = done.text.splitlines()
     assert lines[:3] == [
         "1 segment is not what the catalog says",
-        f"  {path.relative_to(grown.store).as_posix()}: bytes changed in columns/{COLUMN}; "
-        f"moved to quarantine/{path.name}",
+        f"  {name}: bytes changed in columns/{COLUMN}; moved to quarantine/{path.name}",
         f"18 images of photos have lost {COLUMN}:",
     ]
     assert sorted(lines[3:-1]) == sorted(f"  {image_id}" for image_id in before if "new" not in image_id)
