@@ -89,7 +89,10 @@ def show(store: Path, set_name: str) -> Outcome:
 def compact(store: Path, set_name: str | None, dry_run: bool) -> Outcome:
     """Merge the segments of STORE, or of one SET, into as few as can be; old versions stay readable until gc."""
     with FeatureStore.open(store) as opened:
-        done = opened.compact(set_name, dry_run=dry_run, command="icecore store compact")
+        try:
+            done = opened.compact(set_name, dry_run=dry_run, command="icecore store compact")
+        except SetNotFoundError as exc:
+            raise click.UsageError(str(exc)) from exc
     verb = "would be merged" if dry_run else "merged"
     lines = [
         f"{one.set_name}: {one.segments_before:,} segments {verb} into {one.segments_after:,}, "

@@ -161,11 +161,12 @@ def add_segment(db: sqlite3.Connection, target: Target, segment: WrittenSegment,
     columns = [(segment_id, target.column_ids[column], offset) for column, offset in segment.offsets.items()]
     db.executemany("INSERT INTO segment_columns VALUES (?, ?, ?)", columns)
     if db.execute("SELECT 1 FROM refusals LIMIT 1").fetchone():
-        # A column that was refused once and is stored now is no longer refused.
-        db.executemany(
-            "UPDATE refusals SET removed_in = ? WHERE removed_in IS NULL AND column_id = ? AND content_id = ?",
-            [(version, column_id, content_id) for _, column_id, _ in columns for content_id in ids.tolist()],
-        )
+        # A column that was refused once and is stored now is no longer refused; where a repair takes in a segment
+        # that is as old as the refusal, or older, it never was.
+        keys = [(column_id, content_id, version) for _, column_id, _ in columns for content_id in ids.tolist()]
+        live = "WHERE removed_in IS NULL AND column_id = ?1 AND content_id = ?2"
+        db.executemany(f"DELETE FROM refusals {live} AND added_in >= ?3", keys)
+        db.executemany(f"UPDATE refusals SET removed_in = ?3 {live}", keys)
     db.execute("DELETE FROM intents WHERE uuid = ?", (segment.uuid,))
 
 
@@ -257,20 +258,24 @@ def _add_failure(db: sqlite3.Connection, target: Target, key: bytes, failed: Fai
     facts, when = (*_stat(failed.image), _is_racy(failed.image, target)), now()
     where = (target.generation_id, key)
     before = db.execute(
-        "SELECT kind, reason FROM failures WHERE generation_id = ? AND id = ? AND removed_in IS NULL", where
+        "SELECT kind, reason, attempts, first_at FROM failures "
+        "WHERE generation_id = ? AND id = ? AND removed_in IS NULL",
+        where,
     ).fetchone()
-    if before is None:
+    if before is not None and before[:2] == (failed.kind, failed.reason):
         db.execute(
-            "INSERT INTO failures VALUES (?, ?, ?, NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*where, version, failed.kind, failed.reason, 1, when, when, *facts),
+            "UPDATE failures SET attempts = attempts + 1, last_at = ?, size = ?, mtime_ns = ?, ctime_ns = ?, racy = ? "
+            "WHERE generation_id = ? AND id = ? AND removed_in IS NULL",
+            (when, *facts, *where),
         )
-        return "failed"
+        return "again"
+    attempts, first_at = (0, when) if before is None else before[2:]
+    _forget_failures(db, target, [key], version)  # another reason is another fact: earlier versions keep theirs
     db.execute(
-        "UPDATE failures SET kind = ?, reason = ?, attempts = attempts + 1, last_at = ?, size = ?, mtime_ns = ?, "
-        "ctime_ns = ?, racy = ? WHERE generation_id = ? AND id = ? AND removed_in IS NULL",
-        (failed.kind, failed.reason, when, *facts, *where),
+        "INSERT INTO failures VALUES (?, ?, ?, NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*where, version, failed.kind, failed.reason, attempts + 1, first_at, when, *facts),
     )
-    return "again" if before == (failed.kind, failed.reason) else "failed"
+    return "failed"
 
 
 def _remove_stale(db: sqlite3.Connection, target: Target, key: bytes, failed: Failed, version: int) -> int:

@@ -121,6 +121,8 @@ def export(
     _require_free(files, overwrite=overwrite)
     pinned = features.as_of(features.version if version is None else version)
     names = [selector(column) for column in pinned.columns] if layers is None else layers
+    if layers is None and not names:
+        raise ExportError(f"set {features.name!r} has no layers at version {pinned.version}; nothing was written")
     with pinned.array(names, dtype=dtype, missing=missing) as array:
         facts = _facts(pinned, array)
         with _appearing(files, overwrite=overwrite) as temporaries:

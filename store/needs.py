@@ -120,13 +120,14 @@ def _reasons(
 ) -> Iterator[tuple[int, str]]:
     """Give each version that is kept, as often as there are reasons."""
     since = (datetime.now(UTC) - timedelta(days=keep.days)).isoformat(timespec="seconds")
-    followed = "9999"
+    until = followed = "9999"
     for place, (version, created) in enumerate(heads):
+        until = followed if followed >= created else until  # else a clock was set back: as the one after it
         if place == 0:
             yield version, "readers see it"
         elif place < keep.versions:
             yield version, f"one of the newest {keep.versions}"
-        elif keep.days and followed > since:
+        elif keep.days and until > since:
             yield version, f"seen in the last {keep.days:g} days"
         followed = created
     for tag, version in db.execute("SELECT name, version FROM tags WHERE set_id = ? ORDER BY name", (set_id,)):

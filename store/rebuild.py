@@ -25,9 +25,11 @@ from .catalog import CATALOG, Generation
 from .commit import Target, add_version, find_contents, set_head
 from .consistency import catalog_trouble
 from .durable import fsync_file, fsync_folder
+from .holdings import load_held
 from .layout import read_digests, read_ids
 from .losses import Losses, Lost
 from .measure import OnBytes
+from .reading import alive_images
 from .registry import ensure_columns, ensure_set
 from .summary import refresh_summaries
 
@@ -35,7 +37,7 @@ __all__ = ["Rebuilt", "rebuild"]
 
 UNFINISHED = f"{CATALOG}.rebuilt.tmp"
 MOST_VERSION = 1_000_000_000
-"""Highest version that a damaged catalog is believed."""
+"""What a version must be below for a damaged catalog, or a card, to be believed."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,10 @@ class _Builder:
         catalog.write_schema(db)
 
     def enter_segments(self) -> None:
-        """Enter sets, generations, columns, contents and segments, the newest first."""
+        """Enter sets and generations, the oldest first, then columns, contents and segments, the newest first."""
+        newest = {(s.header.set_name, s.header.contract.hash): s for s in self._strangers}
+        for stranger in sorted(newest.values(), key=self._began):
+            self._place(stranger)
         for stranger in reversed(self._strangers):
             set_id, generation = self._place(stranger)
             if generation is None:
@@ -166,13 +171,13 @@ class _Builder:
         self._ambiguous -= self._count("images")
 
     def enter_versions(self, command: str) -> None:
-        """Enter one version a set; readers see the generation of its newest segment."""
+        """Enter one version a set, with the generation that readers see."""
         run = uuid.uuid4().hex
-        heads = {set_id: (generation, stranger) for set_id, generation, stranger in reversed(self._placed)}
+        names = {set_id: stranger.header.set_name for set_id, _, stranger in self._placed}
         with catalog.transaction(self._db):
-            for set_id, (generation, stranger) in heads.items():
-                version = self._versions[stranger.header.set_name]
-                target = Target(set_id, generation.id, {}, command, run, 0, moves_head=True)
+            for set_id, name in names.items():
+                version = self._versions[name]
+                target = Target(set_id, self._read(set_id), {}, command, run, 0, moves_head=True)
                 added = self._db.execute("SELECT count(*) FROM images WHERE set_id = ?", (set_id,)).fetchone()[0]
                 add_version(self._db, target, version, "sync", {"added": added})
                 set_head(self._db, target, version)
@@ -189,6 +194,25 @@ class _Builder:
             tuple(odd_cards),
         )
 
+    def _read(self, set_id: int) -> int:
+        """Choose the generation that readers see: the newest, unless it was rather being filled when the catalog went.
+
+        Which one they saw is lost. One that has less than half of the images is passed over, if another has more.
+        """
+        generations = sorted({generation.id for owner, generation, _ in self._placed if owner == set_id}, reverse=True)
+        shares = {generation_id: self._share(set_id, generation_id) for generation_id in generations}
+        return next((one for one, share in shares.items() if share >= 0.5), max(generations, key=shares.__getitem__))
+
+    def _share(self, set_id: int, generation_id: int) -> float:
+        """Give the share of the set's images of which a generation has any column."""
+        held = load_held(self._db, generation_id, list(catalog.columns_of(self._db, generation_id).values()))
+        lacking = [held.is_empty(contents) for _, contents in alive_images(self._db, set_id, names=False)]
+        return 1.0 - float(np.concatenate(lacking).mean())
+
+    def _began(self, stranger: Stranger) -> str:
+        """Say when the generation of a stranger was begun: when the oldest of its segments was written."""
+        return next(s.header.created for s in self._strangers if s.header.generation == stranger.header.generation)
+
     def _place(self, stranger: Stranger) -> tuple[int, Generation | None]:
         """Give set and generation of a stranger, made if they are new; no generation where its uuid has another."""
         header = stranger.header
@@ -202,7 +226,6 @@ class _Builder:
 
     def _add_generation(self, set_id: int, stranger: Stranger) -> Generation:
         header = stranger.header
-        alike = (s.header for s in self._strangers if s.header.generation == header.generation)
         row = self._db.execute(
             "INSERT INTO generations (set_id, uuid, contract_hash, contract, created, source, versions) "
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -211,7 +234,7 @@ class _Builder:
                 header.generation,
                 header.contract.hash,
                 json.dumps(header.contract.to_json()),
-                next(alike).created,
+                self._began(stranger),
                 json.dumps(dict(header.source)),
                 json.dumps(dict(header.versions)),
             ),
@@ -228,8 +251,12 @@ def _versions_of_bundles(folder: Path) -> tuple[list[int], list[str]]:
     versions, odd = [], []
     for card in card_paths(folder):
         try:
-            versions.append(int(json.loads(card.read_bytes())["version"]))
+            version = int(json.loads(card.read_bytes())["version"])
         except (OSError, ValueError, TypeError, KeyError):
+            version = MOST_VERSION
+        if version < MOST_VERSION:
+            versions.append(version)
+        else:
             odd.append(card.relative_to(folder).as_posix())
     return versions, odd
 

@@ -71,7 +71,9 @@ class StoreUsage:
 
 
 def store_usage(path: Path | str) -> StoreUsage:
-    """Add up the files of a store, and ask gc what it would free; nothing but the catalog and cards are read.
+    """Add up the files of a store, and ask gc what it would free.
+
+    Reads the catalog and cards, and after a merge, as gc does, the rows that may stand in for those of older versions.
 
     Raises
     ------

@@ -19,8 +19,10 @@ def head_at(db: sqlite3.Connection, set_id: int, set_name: str, version: int | s
         When there is no such version or tag, or the version was collected.
     """
     number = _number(db, set_id, set_name, version)
-    head, latest = head_of(db, set_id, number), head_of(db, set_id)
-    if head is None or latest is None or (number is not None and number > latest.version):
+    latest = head_of(db, set_id)
+    is_later = latest is not None and number is not None and number > latest.version  # SQLite takes no number at all
+    head = None if is_later else head_of(db, set_id, number)
+    if head is None:
         has = f"its latest is {latest.version}" if latest else "it has none"
         raise VersionNotFoundError(f"set {set_name!r} has no version {number}; {has}")
     if head.collected:

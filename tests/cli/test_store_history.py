@@ -158,6 +158,7 @@ def test_drop_takes_away_a_generation_that_was_given_up(icecore: Icecore, two: A
     [
         (["log", "STORE", "phtos"], "no feature set 'phtos'; it has photos; did you mean 'photos'?"),
         (["tag", "STORE", "photos", "v1", "--version", "99"], "set 'photos' has no version 99; its latest is 1"),
+        (["revert", "STORE", "photos", "9" * 20], f"set 'photos' has no version {'9' * 20}; its latest is 1"),
         (["revert", "STORE", "photos", "v2"], "set 'photos' has no tag 'v2'; it has none"),
         (["diff", "STORE", "photos", "phtos@1"], "no feature set 'phtos'"),
         (["drop", "STORE", "abcdef"], "no generation 'abcdef' (6 or more hex digits of its name); it has"),

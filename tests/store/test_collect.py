@@ -163,6 +163,16 @@ def test_days_count_from_when_readers_saw_it_last(store: FeatureStore) -> None:
     assert would.collected == (1,)
 
 
+def test_a_clock_that_was_set_back_makes_no_version_old(store: FeatureStore) -> None:
+    """Version 1 was what readers saw until a moment ago, when a machine without a clock committed version 2."""
+    with sqlite3.connect(store.path / "catalog.sqlite") as db:
+        db.execute("UPDATE versions SET created = '2020-01-01T00:00:00+00:00' WHERE id = 1")
+        db.execute("UPDATE versions SET created = '1970-01-01T00:00:00+00:00' WHERE id = 2")
+    db.close()
+    (would,) = store.collect(keep_days=1, dry_run=True).sets
+    assert [kept.version for kept in would.kept] == [3, 2, 1]
+
+
 @pytest.mark.parametrize("options", [{"keep_versions": 0}, {"keep_days": -1}, {"keep_days": float("nan")}])
 def test_a_number_that_makes_no_sense_is_refused(store: FeatureStore, options: dict[str, float]) -> None:
     with pytest.raises(RefusedError, match="1 version or more, and 0 to 36,500 days"):

@@ -28,6 +28,7 @@ from icecore.store import (
     SourceImage,
     VersionNotFoundError,
     publishing,
+    repair_store,
     verify_store,
     writer,
 )
@@ -199,6 +200,31 @@ def test_an_old_version_reads_the_same_after_a_failure_is_mended(
     assert store["photos"].failures() == ()
     assert [f.id for f in store["photos"].failures(version=old)] == ["bad.jpg"]
     assert store["photos"].matrix("layer4", version=old).ids == sorted(FILES)
+
+
+def test_a_failure_for_another_reason_leaves_earlier_versions_and_those_who_read_them_alone(
+    fill: Fill, contract: Contract, columns: tuple[Column, Column], image: Make
+) -> None:
+    store = fill(FILES)
+    photos = store["photos"]
+    with store.writer("photos", contract, columns) as w:
+        w.fail(image("bad.jpg"), "decode", "truncated")
+    old = photos.version
+    fill({"later.jpg": "later"})
+    photos.tag("old", old)
+    photos.revert(old)
+    with pytest.raises(RuntimeError, match="cut off"), store.writer("photos", contract, columns) as w:
+        w.fail(image("bad.jpg"), "read", "input/output error")
+        w.commit()
+        raise RuntimeError("cut off")
+    assert [f.reason for f in photos.failures()] == ["truncated"]
+    assert [f.reason for f in photos.failures(version=old)] == ["truncated"]
+    assert verify_store(store.path).ok
+    assert not repair_store(store.path).is_needed
+    with store.writer("photos", contract, columns):
+        pass
+    assert [(f.kind, f.attempts) for f in photos.failures()] == [("read", 2)]
+    assert photos.tags() == {"old": old}
 
 
 def test_a_matrix_is_of_one_commit_even_when_readers_are_moved_meanwhile(

@@ -24,6 +24,7 @@ from icecore.store import (
     LockedError,
     Pooling,
     RepairReport,
+    SourceImage,
     StoreDamagedError,
     StoreNotFoundError,
     VersionNotFoundError,
@@ -275,6 +276,25 @@ def test_a_catalog_from_a_back_up_takes_in_the_segments_that_came_later(fill: Fi
     assert len(files_of(again)) == 2, "the rows are known: linked, not written again"
 
 
+def test_a_back_up_that_still_refuses_what_was_stored_since_is_sound_after_repair(
+    fill: Fill, contract: Contract, columns: tuple[Column, Column], tmp_path: Path
+) -> None:
+    store = fill(FILES)
+    refused = SourceImage("x.jpg", Path("x.jpg"), 1, 1, 1)
+    for value in (1e9, 1.0):
+        with store.writer("photos", contract, columns[:1]) as w:
+            w._retries = True
+            w.append([refused], [b"x" * 32], {columns[0]: np.full((1, 4), value)})
+        store.close()
+        if value > 1:
+            shutil.copy(store.path / "catalog.sqlite", tmp_path / "back-up")
+    shutil.copy(tmp_path / "back-up", store.path / "catalog.sqlite")
+    assert repair_store(store.path).moved == ()
+    assert verify_store(store.path).ok
+    assert not repair_store(store.path).is_needed
+    assert "x.jpg" in store["photos"].matrix("layer3").ids
+
+
 def test_a_stranger_that_has_nothing_new_is_moved_aside(fill: Fill) -> None:
     store = fill(FILES)
     (path,) = files_of(store)
@@ -458,6 +478,29 @@ def test_columns_generations_and_sets_come_back_and_readers_see_the_newest(
     assert len(files_of(store)) == 4, "the rows of the older generation are known"
 
 
+def test_a_generation_that_was_being_filled_is_not_what_readers_see(
+    fill: Fill, contract: Contract, other_contract: Contract, columns: tuple[Column, Column]
+) -> None:
+    store = fill(FILES)
+    features = {column: np.ones((1, column.width)) for column in columns}
+    with pytest.raises(RuntimeError, match="cut off"), store.writer("photos", other_contract, columns) as w:
+        w.append([SourceImage("000.jpg", Path("x"), 1, 1, 1)], [hashlib.sha256(b"picture 0").digest()], features)
+        w.commit()
+        raise RuntimeError("cut off")
+    drop_catalog(store)
+    repair_store(store.path)
+    photos = store["photos"]
+    assert photos.contract == contract
+    assert photos.matrix("layer4").ids == sorted(FILES)
+    assert len(files_of(store)) == 2, "what was filled is kept, too"
+    store.collect()
+    assert len(files_of(store)) == 2
+    fill(FILES, contract=other_contract)
+    assert store["photos"].contract == other_contract
+    store.collect()
+    assert [path.parent.name for path in files_of(store)] == [store["photos"].generation] * len(files_of(store))
+
+
 def test_a_number_of_a_version_never_comes_to_mean_something_else(fill: Fill) -> None:
     store = fill(FILES)
     bundle = store.models_path / "default" / "20300101T000000Z-00000000"
@@ -475,6 +518,16 @@ def test_a_number_of_a_version_never_comes_to_mean_something_else(fill: Fill) ->
     repair_store(store.path)
     assert store["photos"].version == 43, "the old catalog could still say so"
     assert (bundle / "card.json").is_file()
+
+
+def test_a_card_with_a_version_that_no_store_reaches_is_told_and_not_believed(fill: Fill) -> None:
+    store = fill(FILES)
+    card = store.path / "models" / "default" / "odd" / "card.json"
+    card.parent.mkdir(parents=True)
+    card.write_text(json.dumps({"version": 10**20}), "utf-8")
+    drop_catalog(store)
+    report = repair_store(store.path)
+    assert (store["photos"].version, report.odd_cards) == (1, ("models/default/odd/card.json",))
 
 
 def test_what_a_damaged_segment_still_has_is_saved_without_a_catalog_too(
