@@ -76,6 +76,7 @@ def test_a_first_extraction_onto_a_full_disk_says_so_and_can_be_run_again(
     assert verify_store(store).ok
 
 
+@pytest.mark.slow
 def test_a_plan_that_finds_no_room_for_temporary_files_says_where_they_are(
     project: Any, write_photos: Callable[..., None], disk: Any
 ) -> None:

@@ -114,7 +114,10 @@ main(words)
 
 @pytest.mark.parametrize(
     ("first", "module", "step"),
-    [("SIGINT", "publishing", "write_segment"), ("SIGTERM", "writer", "apply_commit")],
+    [
+        ("SIGINT", "publishing", "write_segment"),
+        pytest.param("SIGTERM", "writer", "apply_commit", marks=pytest.mark.slow),
+    ],
 )
 def test_a_second_interrupt_during_the_last_commit_ends_with_130_and_loses_what_was_not_committed_only(
     project: Any,

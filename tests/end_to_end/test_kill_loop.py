@@ -12,12 +12,12 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kill_loop.py"
 
 def test_a_few_kills_lose_nothing() -> None:
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--kills", "8", "--seed", "3", "--json", "--check"], capture_output=True, text=True
+        [sys.executable, SCRIPT, "--kills", "5", "--seed", "3", "--json", "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads(done.stdout)
-    assert facts["kills"] == 8
+    assert facts["kills"] == 5
     assert facts["rows compared"] > 100
-    assert sum(facts[f"killed in {phase}"] for phase in ("commit", "compact", "collect")) >= 3, "where it matters"
+    assert sum(facts[f"killed in {phase}"] for phase in ("commit", "compact", "collect")) >= 2, "where it matters"
     assert sum(facts[name] for name in ("lost", "doubled", "shifted", "not opened", "not sound", "left behind")) == 0
     assert facts["unequal"] == 0
