@@ -38,7 +38,7 @@ import numpy as np
 import torch
 import torchvision
 from icecore.extract import extract_images
-from icecore.store import FeatureStore, collect, compact, sink, verify_store, writer
+from icecore.store import FeatureStore, collect, compact, undisturbed, verify_store, writer
 from PIL import Image
 
 LAYERS = ("features.2", "features.5")
@@ -283,7 +283,7 @@ class Watch:
         self._begin_with(writer.Writer, "__init__")  # not before, as torch is many calls
         self._begin_with(compact, "compact_generation")
         self._begin_with(FeatureStore, "collect")
-        self._begin_with(sink._Work, "run")  # noqa: SLF001 - a thread has a profile of its own
+        self._begin_with(undisturbed._Work, "run")  # noqa: SLF001 - a thread has a profile of its own
         job()
         sys.setprofile(None)
         os.write(pipe, f"{self.calls[0]} {self.calls[1]}".encode())

@@ -22,6 +22,7 @@ from .contract import Column, Contract
 from .errors import StoreDamagedError
 from .measure import read_bytes
 from .segment import COLUMNS, CONTENT, FORMAT, FORMAT_VERSION, IDS, STORED, SegmentHeader
+from .undisturbed import undisturbed
 
 __all__ = ["Layout", "StoredArray", "describe", "layout_of", "parse_layout", "read_digests", "read_ids"]
 
@@ -66,13 +67,17 @@ def describe(path: Path) -> dict[str, Any]:
 
     What h5py raises on a file that is no segment is as various as what can be wrong with it.
     """
-    with h5py.File(path, "r", locking=False) as file:
-        group = file[COLUMNS]
-        arrays = {IDS: file[IDS], CONTENT: file[CONTENT], **{f"{COLUMNS}/{name}": group[name] for name in group}}
-        return {
-            "attributes": {name: _plain(value) for name, value in file.attrs.items()},
-            "arrays": {name: _array(dataset) for name, dataset in arrays.items()},
-        }
+
+    def read() -> dict[str, Any]:
+        with h5py.File(path, "r", locking=False) as file:
+            group = file[COLUMNS]
+            arrays = {IDS: file[IDS], CONTENT: file[CONTENT], **{f"{COLUMNS}/{name}": group[name] for name in group}}
+            return {
+                "attributes": {name: _plain(value) for name, value in file.attrs.items()},
+                "arrays": {name: _array(dataset) for name, dataset in arrays.items()},
+            }
+
+    return undisturbed(read)
 
 
 def layout_of(path: Path) -> Layout:

@@ -2,19 +2,19 @@
 
 HDF5 does not survive a file that it cannot close: on a full disk h5py 3.16 ends in a segmentation fault. So HDF5 writes
 through a file that takes everything in silence once a write has failed, and the error is raised when the HDF5 file
-is closed and gone. It runs in a thread, for Python handles signals in the main one only, wherever that may be.
+is closed and gone.
 """
 
 from __future__ import annotations
 
-import _thread
-import time
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import h5py
+
+from .undisturbed import undisturbed
 
 __all__ = ["write_hdf5"]
 
@@ -43,52 +43,23 @@ def write_hdf5(path: Path, build: Callable[[h5py.File], T], **options: Any) -> T
     OSError
         The first thing that the system refused, or what ``build`` raises.
     """
-    work = _Work(_Sink(path), build, options)
+    sink = _Sink(path)
+
+    def write() -> T:
+        with h5py.File(sink, "w", **options) as file:
+            return build(file)
+
+    error: Exception | None = None
     try:
-        _thread.start_new_thread(work.run, ())
-        work.waiting.acquire()
-    except BaseException:
-        work.stop()
-        raise
+        result = undisturbed(write, sink.give_up)
+    except Exception as exc:  # noqa: BLE001 - raised below, if nothing came before it
+        error = exc
     finally:
-        work.sink.close()
-    for error in (work.sink.error, work.error):
-        if error is not None:
-            raise error
-    return work.result[0]
-
-
-class _Work(Generic[T]):
-    """What the thread does. Of locks and flags only, as ``threading`` has joins that a Ctrl-C leaves in disorder."""
-
-    def __init__(self, sink: _Sink, build: Callable[[h5py.File], T], options: dict[str, Any]) -> None:
-        self.sink, self.build, self.options = sink, build, options
-        self.error: BaseException | None = None
-        self.result: list[T] = []
-        self.ended = False
-        self.waiting = _thread.allocate_lock()
-        self.waiting.acquire()
-        self._token = [True]  # whoever takes it decides whether there will be work
-
-    def run(self) -> None:
-        try:
-            self._token.pop()
-            with h5py.File(self.sink, "w", **self.options) as file:
-                self.result.append(self.build(file))
-        except BaseException as exc:  # noqa: BLE001 - raised by whoever waits
-            self.error = exc
-        finally:
-            self.ended = True
-            self.waiting.release()
-
-    def stop(self) -> None:
-        """Keep the thread from beginning, or wait for its end, with nothing more to write."""
-        self.sink.give_up()
-        try:
-            self._token.pop()
-        except IndexError:
-            while not self.ended:
-                time.sleep(0.001)
+        sink.close()
+    for first in (sink.error, error):
+        if first is not None:
+            raise first
+    return result
 
 
 class _Sink:

@@ -123,6 +123,40 @@ for name, job in {"add": lambda: add(16, 28), "compact": compact, "collect": col
     kept.rename(path)
 """
 
+_DESCRIBE = """
+from icecore.store.layout import describe
+
+(segment,) = path.glob("segments/**/*.h5")
+wanted, rng, interrupted = describe(segment), random.Random(3), 0
+
+
+def interrupt(signum, frame):
+    while frame is not None and frame.f_code is not describe_it.__code__:
+        frame = frame.f_back
+    if frame is not None:
+        raise KeyboardInterrupt
+
+
+def describe_it():
+    return describe(segment)
+
+
+sys.unraisablehook = lambda told: os._exit(3)  # an interrupt that is swallowed
+signal.signal(signal.SIGALRM, interrupt)
+began = time.perf_counter()
+describe_it()
+whole = time.perf_counter() - began
+for _ in range(1500):
+    signal.setitimer(signal.ITIMER_REAL, max(1e-5, rng.random() * whole))
+    try:
+        describe_it()
+    except KeyboardInterrupt:
+        interrupted += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+assert describe_it() == wanted
+print(interrupted)
+"""
+
 _EINTR = """
 alarms = 0
 
@@ -170,6 +204,11 @@ def test_a_storm_of_interrupts_leaves_the_version_before_or_after_and_the_same_p
     told = dict(line.split() for line in run(_STORM, store, 7, ROUNDS))
     assert set(told) == {"add", "compact", "collect"}
     assert sum(map(int, told.values())) >= ROUNDS, "most rounds are cut off"
+
+
+def test_an_interrupt_while_hdf5_lists_a_segment_is_neither_swallowed_nor_another_error(store: Path) -> None:
+    """HDF5 lists attributes by calling Python, where an interrupt became a SystemError, 20 times in 2,000."""
+    assert int(run(_DESCRIBE, store)[0]) >= 100
 
 
 def test_system_calls_that_signals_interrupt_are_tried_again(store: Path) -> None:
