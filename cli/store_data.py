@@ -30,7 +30,7 @@ from .app import command as make_command
 from .app import progress_bar
 from .exits import Exit, Outcome
 from .options import OutputFile
-from .table import csv_line, human_bytes, table
+from .table import counted, csv_line, human_bytes, table
 
 __all__ = ["COMMANDS"]
 
@@ -136,7 +136,7 @@ def _duration(seconds: float) -> str:
     for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{int(seconds // size)} {unit}"
-    return f"{int(seconds)} seconds"
+    return counted(int(seconds), "second")
 
 
 @make_command(example="icecore store errors features photos --kind decode --csv broken.csv")
@@ -168,7 +168,7 @@ def _errors_text(store: Path, counts: Mapping[str, int], rows: list[dict[str, An
     header = ["set", "image", "kind", "reason", "attempts", "first", "last"]
     return "\n".join(
         [
-            f"{len(rows):,} images failed: " + ", ".join(f"{n:,} {kind}" for kind, n in counts.items()),
+            f"{counted(len(rows), 'image')} failed: " + ", ".join(f"{n:,} {kind}" for kind, n in counts.items()),
             "",
             table(header, [[row[key] for key in FAILURE] for row in rows]),
         ]

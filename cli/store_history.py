@@ -23,7 +23,7 @@ from icecore.store import (
 
 from .app import command as make_command
 from .exits import Exit, Outcome
-from .table import one_line, table
+from .table import counted, one_line, table
 
 __all__ = ["COMMANDS"]
 
@@ -138,7 +138,7 @@ def drop(store: Path, generation: str, dry_run: bool) -> Outcome:
         done = opened.drop(generation, dry_run=dry_run, command="icecore store drop")
     text = (
         f"{done.set_name}: generation {done.generation} {'would be dropped' if dry_run else 'dropped'}: "
-        f"{done.segments:,} segments, {done.rows:,} rows, {done.bytes:,} bytes"
+        f"{counted(done.segments, 'segment')}, {counted(done.rows, 'row')}, {done.bytes:,} bytes"
     )
     return Outcome(Exit.DONE, {"dry_run": dry_run, **asdict(done)}, text)
 
@@ -240,7 +240,8 @@ def _diff_lines(found: StoreDiff, *, ids: bool) -> Iterator[str]:
 
 def _gc_lines(one: Collected, *, dry_run: bool) -> Iterator[str]:
     would = "would be " if dry_run else ""
-    gone = f"{len(one.collected):,} versions {would}collected"
-    yield f"{one.set_name}: {gone}, {one.segments:,} segments {would}deleted, {one.rewritten:,} {would}written anew"
-    yield f"  {one.rows:,} rows, {one.bytes:,} bytes"
+    gone = f"{counted(len(one.collected), 'version')} {would}collected"
+    segments = f"{counted(one.segments, 'segment')} {would}deleted"
+    yield f"{one.set_name}: {gone}, {segments}, {one.rewritten:,} {would}written anew"
+    yield f"  {counted(one.rows, 'row')}, {one.bytes:,} bytes"
     yield from (f"  version {kept.version} stays: {', '.join(kept.because)}" for kept in one.kept)

@@ -146,7 +146,7 @@ def test_drop_takes_away_a_generation_that_was_given_up(icecore: Icecore, two: A
     given_up = next(folder.name for folder in (two.store / "segments/photos").iterdir() if folder.name != in_use)
     icecore("store", "gc", two.store)
     would = icecore("store", "drop", two.store, given_up[:6], "--dry-run")
-    assert f"photos: generation {given_up} would be dropped: 1 segments, 18 rows, " in would.text
+    assert f"photos: generation {given_up} would be dropped: 1 segment, 18 rows, " in would.text
     done = icecore("store", "drop", two.store, given_up[:6])
     assert done.text == would.text.replace("would be dropped", "dropped")
     assert not (two.store / "segments/photos" / given_up).exists()
