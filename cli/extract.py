@@ -80,6 +80,7 @@ def extract_from_config(
             device=compute.device,
             precision=compute.precision,
             batch_size=compute.batch_size,
+            compilation=compute.compilation,
             threads=compute.threads,
             max_pixels=compute.max_pixels,
             prune=prune or config.source.prune,
@@ -126,9 +127,14 @@ def _facts(report: ExtractReport) -> dict[str, Any]:
         "differences": [{"field": d.field, "before": d.theirs, "now": d.ours} for d in plan.differences],
         "device": report.device,
         "precision": report.precision,
+        "precision_why": report.precision_why,
         "source": dict(report.source),
         "seconds": round(report.seconds, 3),
         "images_per_second": round(report.images_per_second, 2),
+        "engine": report.engine,
+        "why_not_compiled": report.why,
+        "busy": {stage: round(share, 3) for stage, share in report.busy.items()},
+        "bound_by": report.bound_by,
     }
 
 
@@ -181,7 +187,12 @@ def _done_text(report: ExtractReport) -> str:
         lines.append(f"{report.set_name}: {', '.join(parts)}; version {report.version}")
         if report.forwarded:
             rate = f"{report.images_per_second:.1f} images/s"
-            lines.append(f"  {report.seconds:.1f} s, {rate} on {report.device}, {report.precision}")
+            engine = report.engine + (f" ({one_line(report.why)})" if report.why else "")
+            lines.append(f"  {report.seconds:.1f} s, {rate} on {report.device}, {report.precision}, {engine}")
+            if report.precision_why:
+                lines.append(f"  {one_line(report.precision_why)}")
+            busy = ", ".join(f"{stage} {share:.0%}" for stage, share in report.busy.items())
+            lines.append(f"  at work: {busy}; bound by {report.bound_by}")
     if report.kept:
         lines.append(f"  {report.kept:,} are gone from the source and were kept; --prune tombstone lets them go")
     if report.uncovered:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import (
     BackboneNotFoundError,
+    CompileError,
     DeviceError,
     ExtractError,
     ImageError,
@@ -26,6 +27,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .backbone import Backbone, backbone_for, load_backbone
     from .builders import known_backbones
+    from .devices import choose_device, choose_precision
     from .job import extract_images
     from .layers import LayerInfo, list_layers, resolve_layers
     from .pairing import require_pair
@@ -33,11 +35,11 @@ if TYPE_CHECKING:
     from .preprocess import Preprocess
     from .pretraining import pretrain
     from .report import ExtractReport, FailedImage
-    from .trunk import choose_device
 
 __all__ = [
     "Backbone",
     "BackboneNotFoundError",
+    "CompileError",
     "DeviceError",
     "ExtractError",
     "ExtractReport",
@@ -55,6 +57,7 @@ __all__ = [
     "WeightsError",
     "backbone_for",
     "choose_device",
+    "choose_precision",
     "extract_images",
     "features_of",
     "known_backbones",
@@ -75,7 +78,8 @@ _WITH_TORCH = {
     "Backbone": "backbone",
     "LayerInfo": "layers",
     "backbone_for": "backbone",
-    "choose_device": "trunk",
+    "choose_device": "devices",
+    "choose_precision": "devices",
     "extract_images": "job",
     "features_of": "predicting",
     "known_backbones": "builders",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackboneNotFoundError",
+    "CompileError",
     "DeviceError",
     "ExtractError",
     "ImageError",
@@ -62,6 +63,10 @@ class TraceError(ExtractError, TypeError):
 
 class DeviceError(ExtractError, RuntimeError):
     """The device is not there or cannot compute in the precision asked for."""
+
+
+class CompileError(ExtractError, RuntimeError):
+    """The network cannot be compiled here, or its compiled form gives other features."""
 
 
 class ImageError(ExtractError, ValueError):

@@ -19,11 +19,12 @@ import torch
 import torchvision
 from torch import fx, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.feature_extraction import NodePathTracer
 
 from .errors import TraceError
 
-__all__ = ["Trace", "cut", "share_copy", "tensors_needed", "trace"]
+__all__ = ["Trace", "cut", "fold_batch_norms", "share_copy", "tensors_needed", "trace"]
 
 _VIEWS = frozenset({"chunk", "getitem", "narrow", "permute", "reshape", "select", "split", "t", "transpose", "unbind",
                     "unsqueeze", "squeeze", "view", "flatten", "expand", "movedim", "swapaxes"})  # fmt: skip
@@ -80,6 +81,28 @@ def cut(traced: Trace, layers: Iterable[str]) -> fx.GraphModule:
     traced.graph_module.delete_all_unused_submodules()
     traced.graph_module.recompile()
     return traced.graph_module
+
+
+def fold_batch_norms(network: fx.GraphModule) -> fx.GraphModule:
+    """Fold each batch norm into the convolution before it, where nothing else reads that one; changes ``network``.
+
+    Features change in their last bits: a scale is multiplied into the weights instead of into their sums.
+    """
+    modules = dict(network.named_modules())
+    calls = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
+    for node in list(network.graph.nodes):
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        conv, norm = modules[str(before.target)], modules[str(node.target)]
+        shared = calls.count(str(before.target)) > 1 or calls.count(str(node.target)) > 1
+        if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats and not shared:
+            network.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
+            node.replace_all_uses_with(before)
+            network.graph.erase_node(node)
+    network.delete_all_unused_submodules()
+    network.recompile()
+    return network
 
 
 def tensors_needed(traced: Trace, module: nn.Module, layers: Iterable[str]) -> frozenset[str]:

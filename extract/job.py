@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,43 +12,29 @@ import PIL
 import torch
 import torchvision
 from icecore.store import (
-    Column,
     FeatureStore,
     Plan,
     Scan,
     SourceImage,
-    Writer,
+    StoreNotFoundError,
     plan_sync,
 )
 
-from .backbone import Backbone, load_backbone
+from .backbone import load_backbone
+from .devices import choose_device, default_batch_size
 from .errors import SourceLostError
 from .images import MAX_PIXELS
 from .layers import columns_for, resolve_layers
-from .pipeline import Batch, Failed, Row, default_threads, read_batches
+from .passes import Task, forward_images
+from .pipeline import default_threads
+from .precision import Precision, settle_precision
 from .preprocess import Preprocess
-from .recording import Progress, Tally, fail_image, record_batch
+from .recording import Progress, Tally, fail_image
 from .report import ExtractReport, Prune
 from .sourcing import place_of, refuse_removal, scan_of
-from .trunk import Trunk, choose_device, default_batch_size
+from .trunk import Compilation
 
 __all__ = ["extract_images"]
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What a run is to do, checked before the store is touched."""
-
-    backbone: Backbone
-    columns: tuple[Column, ...]
-    scan: Scan
-    device: str
-    precision: str
-    batch_size: int
-    threads: int
-    max_pixels: int
-    source: Mapping[str, str | None]
-    prune: Prune
 
 
 def extract_images(
@@ -69,6 +53,7 @@ def extract_images(
     device: str = "auto",
     precision: str = "fp32",
     batch_size: int | None = None,
+    compilation: Compilation = "auto",
     threads: int | None = None,
     extensions: Sequence[str] | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -104,7 +89,10 @@ def extract_images(
     dtype
         ``float16`` or ``float32``: what is stored.
     device, precision
-        As ``choose_device`` takes them.
+        As ``choose_device`` takes them; precision may also be ``auto``, see ``settle_precision``.
+    compilation
+        ``auto``: on a CPU the forward pass is compiled where it was before, or where so many images wait that it pays;
+        ``always``, or ``never``. What was compiled is kept in ``ICECORE_CACHE`` or the user's cache folder.
     batch_size
         Images of a forward pass; shorter batches are padded to it. Default: 64 on CUDA, two a core on a CPU.
     threads
@@ -154,7 +142,7 @@ def extract_images(
         raise ValueError(f"expected max_removed from 0 to 1, batch_size above 0, threads 0 or more; found {found}")
     if prune not in get_args(Prune):
         raise ValueError(f"expected prune to be {' or '.join(get_args(Prune))}; found {prune!r}")
-    chosen = str(choose_device(device, precision=precision))
+    where = choose_device(device, precision="fp32" if precision == "auto" else precision)
     backbone = load_backbone(
         backbone_name,
         weights,
@@ -165,16 +153,23 @@ def extract_images(
     scan = scan_of(source, extensions)
     names = resolve_layers(backbone.layers, layers, backbone=backbone.name)
     backbone.require(names)
-    task = _Task(
+    columns = columns_for(backbone.layers, names, poolings, dtype=dtype)
+    settled = Precision(precision, "")
+    if precision == "auto":
+        settled = settle_precision(backbone, columns, scan, where, stored=_stored(store_path, set_name))
+    precision = settled.name
+    task = Task(
         backbone=backbone,
-        columns=columns_for(backbone.layers, names, poolings, dtype=dtype),
+        columns=columns,
         scan=scan,
-        device=chosen,
+        device=str(where),
         precision=precision,
-        batch_size=default_batch_size(torch.device(chosen)) if batch_size is None else batch_size,
+        precision_why=settled.why,
+        batch_size=default_batch_size(where) if batch_size is None else batch_size,
+        compilation=compilation,
         threads=threads,
         max_pixels=max_pixels,
-        source={**backbone.source, **place_of(scan), "device": chosen},
+        source={**backbone.source, **place_of(scan), "device": str(where)},
         prune=prune,
     )
     options = {"rehash": rehash, "retry_failed": retry_failed}
@@ -186,10 +181,19 @@ def extract_images(
         return _run(store, set_name, task, options, max_removed, command, progress)
 
 
+def _stored(store_path: Path | str, set_name: str) -> str | None:
+    """Give the precision of the features that readers of a set see, if there is one."""
+    try:
+        with FeatureStore.open(store_path) as store:
+            return store[set_name].contract.precision if set_name in store.sets() else None
+    except StoreNotFoundError:
+        return None
+
+
 def _run(
     store: FeatureStore,
     set_name: str,
-    task: _Task,
+    task: Task,
     options: Mapping[str, bool],
     max_removed: float,
     command: str,
@@ -210,13 +214,14 @@ def _run(
         try:
             strays: list[SourceImage] = []
             for group in plan.groups:
-                strays += _extract(writer, group.images, group.columns, task, tally)
-            _extract(writer, strays, task.columns, task, tally)
+                strays += forward_images(writer, group.images, group.columns, task, tally)
+            forward_images(writer, strays, task.columns, task, tally)
         except SourceLostError:
             writer.commit()
             raise
         if task.prune == "tombstone":
             writer.remove(plan.gone)
+    seconds = time.monotonic() - began
     return _report(
         task,
         set_name,
@@ -227,52 +232,11 @@ def _run(
         uncovered=writer.uncovered,
         failures=tuple(tally.failures),
         version=store[set_name].version if set_name in store.sets() else None,
-        seconds=time.monotonic() - began,
+        seconds=seconds,
+        engine=tally.engine,
+        why=tally.why,
+        busy=tally.busy(seconds, task.threads),
     )
-
-
-def _extract(
-    writer: Writer, images: Iterable[SourceImage], columns: Sequence[Column], task: _Task, tally: Tally
-) -> list[SourceImage]:
-    """Read images and forward those whose content lacks the columns.
-
-    Gives the images that must be read for all columns instead: their files have changed since the plan was made,
-    and their new content lacks others, too. Nothing is recorded of these.
-    """
-    trunk: Trunk | None = None  # made for the first batch that has rows
-    others = [column for column in task.columns if column not in columns]
-    strays: list[SourceImage] = []
-    batches = read_batches(
-        images,
-        preprocess=task.backbone.preprocess,
-        batch_size=task.batch_size,
-        threads=task.threads,
-        is_known=lambda content: writer.is_known(content, columns),
-        max_pixels=task.max_pixels,
-    )
-    with closing(batches):  # before the writer closes, which the threads ask
-        for whole in batches:
-            batch = _without_strays(whole, strays, writer, others) if others else whole
-            features: Mapping[Column, np.ndarray] = {}
-            if batch.rows:
-                trunk = trunk or _trunk(task, columns)
-                features = trunk.forward(batch.pixels)
-            record_batch(writer, batch, features, tally)
-            tally.add(len(batch.outcomes))
-    return strays
-
-
-def _without_strays(batch: Batch, strays: list[SourceImage], writer: Writer, others: Sequence[Column]) -> Batch:
-    """Move the images of a batch whose content lacks the other columns to ``strays``."""
-    ours = [isinstance(o, Failed) or writer.is_known(o.content, others) for o in batch.outcomes]
-    strays += [o.image for o, stays in zip(batch.outcomes, ours, strict=True) if not stays]
-    kept = [stays for o, stays in zip(batch.outcomes, ours, strict=True) if isinstance(o, Row)]
-    outcomes = tuple(o for o, stays in zip(batch.outcomes, ours, strict=True) if stays)
-    return batch if all(ours) else Batch(outcomes, batch.pixels[kept])
-
-
-def _trunk(task: _Task, columns: Sequence[Column]) -> Trunk:
-    return Trunk(task.backbone, columns, device=task.device, precision=task.precision, batch_size=task.batch_size)
 
 
 def _versions() -> dict[str, str]:
@@ -284,7 +248,7 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _report(task: _Task, set_name: str, plan: Plan, *, dry_run: bool = False, **done: Any) -> ExtractReport:
+def _report(task: Task, set_name: str, plan: Plan, *, dry_run: bool = False, **done: Any) -> ExtractReport:
     return ExtractReport(
         set_name=set_name,
         plan=plan,
@@ -292,6 +256,7 @@ def _report(task: _Task, set_name: str, plan: Plan, *, dry_run: bool = False, **
         contract_hash=task.backbone.contract(precision=task.precision).hash,
         device=task.device,
         precision=task.precision,
+        precision_why=task.precision_why,
         source=task.source,
         prune=task.prune,
         dry_run=dry_run,

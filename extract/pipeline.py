@@ -7,6 +7,7 @@ pass, and images that failed. An image that fails is told as such; it never move
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -69,6 +70,8 @@ class Batch:
     """one an image"""
     pixels: np.ndarray
     """uint8 (n, 3, crop, crop): one row for each ``Row``, in order; n may be 0"""
+    seconds: float = 0.0
+    """spent on reading and decoding since the batch before, summed over the threads"""
 
     @property
     def rows(self) -> list[Row]:
@@ -81,6 +84,7 @@ class _Loaded(NamedTuple):
 
     outcome: Row | Failed
     pixels: np.ndarray | None
+    seconds: float = 0.0
 
 
 def default_threads() -> int:
@@ -136,7 +140,8 @@ def read_batches(
         raise ValueError(f"batch_size must be 1 or more and threads 0 or more, found {batch_size}, {threads}")
 
     def load(image: SourceImage) -> _Loaded:
-        return _load(image, preprocess, is_known, max_pixels)
+        began = time.perf_counter()
+        return _load(image, preprocess, is_known, max_pixels)._replace(seconds=time.perf_counter() - began)
 
     filling = _Filling(preprocess.crop, batch_size)
     with _in_order(load, images, threads=threads, ahead=batch_size + 2 * threads) as stream:
@@ -176,13 +181,15 @@ class _Filling:
         self._n = 0
         self._contents: set[bytes] = set()
         self.finished = 0
+        self.seconds = 0.0
 
     @property
     def full(self) -> bool:
         return self._n == len(self._pixels)
 
     def add(self, loaded: _Loaded, is_known: Callable[[bytes], bool] | None) -> None:
-        outcome, pixels = loaded
+        outcome, pixels, seconds = loaded
+        self.seconds += seconds
         if isinstance(outcome, Failed):
             self.outcomes.append(outcome)
             self.finished += 1
@@ -198,7 +205,7 @@ class _Filling:
             self.outcomes.append(outcome)
 
     def take(self) -> Batch:
-        batch = Batch(tuple(self.outcomes), self._pixels[: self._n])
+        batch = Batch(tuple(self.outcomes), self._pixels[: self._n], self.seconds)
         self._clear()
         return batch
 
@@ -208,7 +215,8 @@ class _Filling:
         finished = tuple(o for o, waiting in zip(self.outcomes, waits, strict=True) if not waiting)
         self.outcomes = [o for o, waiting in zip(self.outcomes, waits, strict=True) if waiting]
         self.finished = 0
-        return Batch(finished, self._pixels[:0])
+        seconds, self.seconds = self.seconds, 0.0
+        return Batch(finished, self._pixels[:0], seconds)
 
 
 def _load(

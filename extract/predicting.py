@@ -10,10 +10,11 @@ import numpy as np
 from icecore.store import Column, SourceImage
 
 from .backbone import Backbone
+from .devices import choose_device, default_batch_size
 from .errors import ImageError
 from .images import MAX_PIXELS
 from .pipeline import Failed, default_threads, read_batches
-from .trunk import Trunk, choose_device, default_batch_size
+from .trunk import Trunk
 
 __all__ = ["features_of"]
 
@@ -60,7 +61,15 @@ def features_of(
     paths = [Path(image) for image in images]
     fitting = default_batch_size(choose_device(device, precision=precision)) if batch_size is None else batch_size
     size = max(1, min(fitting, len(paths)))
-    trunk = Trunk(backbone, columns, device=device, precision=precision, batch_size=size)
+    trunk = Trunk(
+        backbone,
+        columns,
+        device=device,
+        precision=precision,
+        batch_size=size,
+        compilation="auto",
+        images=len(paths),
+    )
     batches = read_batches(
         [SourceImage(id=str(path), path=path, size=0, mtime_ns=0, ctime_ns=0) for path in paths],
         preprocess=backbone.preprocess,

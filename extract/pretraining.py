@@ -16,9 +16,9 @@ from icecore.store.durable import write_bytes
 from torch import Tensor, nn
 
 from .builders import find_builder
+from .devices import choose_device
 from .images import load_image
 from .preprocess import Preprocess
-from .trunk import choose_device
 
 __all__ = ["PretrainReport", "pretrain"]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +14,9 @@ from .pipeline import Batch, Failed, Linked
 from .report import FailedImage
 
 __all__ = ["Progress", "Tally", "fail_image", "record_batch"]
+
+STAGES = ("decode", "forward", "write")
+"""What a run does at the same time: reading and decoding, the network, the store."""
 
 Progress = Callable[[int, int], None]
 """called after each batch with the images done and the images to do"""
@@ -35,6 +40,28 @@ class Tally:
     """contents with a value that a column cannot hold, with the reason"""
     failures: list[FailedImage] = field(default_factory=list)
     """images that gave no features"""
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    """time spent on each stage; of ``decode``, summed over the threads"""
+    engine: str = ""
+    """what the passes ran as, once there was one"""
+    why: str = ""
+    """why they were not compiled"""
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Count the time of the block for a stage."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - began
+
+    def busy(self, seconds: float, threads: int) -> dict[str, float]:
+        """Give the share of the run's time that each stage was at work; of ``decode``, the mean of its threads."""
+        if not self.forwarded or not seconds:
+            return {}
+        workers = {"decode": max(1, threads)}
+        return {stage: self.seconds[stage] / seconds / workers.get(stage, 1) for stage in STAGES}
 
     def add(self, images: int) -> None:
         """Count images as done and tell it."""

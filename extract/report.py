@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from icecore.store import Column, Plan
@@ -41,7 +41,9 @@ class ExtractReport:
     device: str
     """where the network ran, or would have"""
     precision: str
-    """``fp32``, ``bf16`` or ``fp16``"""
+    """``fp32``, ``bf16`` or ``fp16``: what was used, also where ``auto`` was asked for"""
+    precision_why: str
+    """why ``auto`` did not take the fastest that the device has; else empty"""
     source: Mapping[str, str | None]
     """backbone, weights, preprocessing, folder and manifest, as recorded in the store"""
     prune: Prune
@@ -62,6 +64,17 @@ class ExtractReport:
     """version of the set that readers see now; None while it has none"""
     seconds: float = 0.0
     """time from the plan to the last commit"""
+    engine: str = ""
+    """``eager`` or ``compiled``: what the last pass ran as; empty when there was none"""
+    why: str = ""
+    """why it was not compiled, where that was to be decided"""
+    busy: Mapping[str, float] = field(default_factory=dict)
+    """share of ``seconds`` that ``decode`` (the mean of its threads), ``forward`` and ``write`` were at work"""
+
+    @property
+    def bound_by(self) -> str | None:
+        """The stage that was at work for longest, which the others waited for; None when nothing was forwarded."""
+        return max(self.busy, key=self.busy.__getitem__) if self.busy else None
 
     @property
     def kept(self) -> int:

@@ -6,65 +6,33 @@ So a row does not depend on how many others happened to be in its batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from icecore.store import Column
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from .backbone import Backbone
-from .errors import DeviceError
-from .graph import cut, trace
-from .pipeline import default_threads
+from .compiled import Forward, compiled_forward, is_kept, key_of, pays, seconds_of, speed_up
+from .devices import choose_device, exact_fp32
+from .errors import CompileError
+from .graph import cut, fold_batch_norms, trace
 from .pooling import pool
+from .preprocess import Preprocess
 
-__all__ = ["Trunk", "choose_device", "default_batch_size"]
+__all__ = ["Compilation", "Trunk"]
+
+Compilation = Literal["auto", "always", "never"]
+"""whether the forward pass is compiled; ``auto``: where it was before, or so many images wait that it pays"""
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_PRECISIONS = ("fp32", *_AUTOCAST)
-
-
-def choose_device(device: str, *, precision: str = "fp32") -> torch.device:
-    """Give the device to compute on.
-
-    Parameters
-    ----------
-    device
-        ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: CUDA where there is one, else the CPU.
-    precision
-        ``fp32``, ``bf16`` or ``fp16`` (CUDA only).
-
-    Returns
-    -------
-    torch.device
-        With its index where it is a CUDA device.
-
-    Raises
-    ------
-    DeviceError
-        When the device is unknown or absent, or cannot compute in this precision. Another device is never
-        taken instead.
-    """
-    if precision not in _PRECISIONS:
-        raise DeviceError(f"precision is one of {', '.join(_PRECISIONS)}, found {precision!r}")
-    chosen = _cuda_or_cpu(device)
-    if precision == "fp16" and chosen.type != "cuda":
-        raise DeviceError(f"precision fp16 needs a CUDA device, and the device is {chosen}: use fp32 or bf16")
-    if precision == "bf16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise DeviceError(f"{torch.cuda.get_device_name(chosen)} has no bf16: use fp32 or fp16")
-    return chosen
-
-
-def default_batch_size(device: torch.device) -> int:
-    """Give the images of a pass: 64 on CUDA; on a CPU two a core, from 4 to 64.
-
-    Large activations cost a CPU more in fresh memory than large batches win: on two cores mobilenet_v2 forwards 77
-    images a second at 4, 57 at 16 and 38 at 64, squeezenet1_1 227, 196 and 81, resnet18 53, 45 and 38.
-    """
-    return 64 if device.type == "cuda" else min(64, max(4, 2 * default_threads()))
+FEWEST = 400
+"""Images below which ``auto`` does not even measure whether to compile."""
+_BODY = 1
+"""Counts the changes of ``_Body`` after which what was compiled of it before is another function."""
 
 
 class Trunk:
@@ -82,11 +50,17 @@ class Trunk:
         As ``choose_device`` takes them.
     batch_size
         Images of every pass, 1 or more.
+    compilation
+        ``auto``, ``always`` (CPU only) or ``never``.
+    images
+        Number of images that wait, by which ``auto`` decides.
 
     Raises
     ------
     DeviceError
         As ``choose_device``.
+    CompileError
+        When ``always`` is not possible.
     WeightsError
         When the weights lack a tensor that a layer needs.
     """
@@ -99,19 +73,27 @@ class Trunk:
         device: str = "auto",
         precision: str = "fp32",
         batch_size: int = 64,
+        compilation: Compilation = "never",
+        images: int = 0,
     ) -> None:
         if batch_size < 1 or not columns:
             raise ValueError(f"a trunk needs columns and a batch_size of at least 1, found {columns}, {batch_size}")
+        if compilation not in get_args(Compilation):
+            raise ValueError(f"expected compilation to be {', '.join(get_args(Compilation))}; found {compilation!r}")
         self.device = choose_device(device, precision=precision)
         self.columns, self.batch_size = tuple(columns), batch_size
-        self._autocast = _AUTOCAST.get(precision)
-        self._layers = list(dict.fromkeys(column.layer for column in columns))
-        backbone.require(self._layers)
-        network = cut(trace(backbone.module), self._layers).eval()
-        self._network = network.to(self.device).to(memory_format=torch.channels_last)
         self._crop = backbone.preprocess.crop
-        self._mean = _per_channel(backbone.preprocess.mean, self.device)
-        self._std = _per_channel(backbone.preprocess.std, self.device)
+        layers = list(dict.fromkeys(column.layer for column in columns))
+        backbone.require(layers)
+        network = fold_batch_norms(cut(trace(backbone.module), layers).eval())
+        self._body = _Body(network, self.columns, layers, backbone.preprocess, precision).eval().to(self.device)
+        self._forward: Forward = self._body
+        self.engine = "eager"
+        """``eager``, or ``compiled``"""
+        self.why = ""
+        """why it is not compiled, where that was to be decided"""
+        with torch.inference_mode(), exact_fp32(self.device):
+            self._choose_engine(backbone, precision, compilation, images)
 
     def forward(self, pixels: np.ndarray) -> dict[Column, np.ndarray]:
         """Compute every column for up to ``batch_size`` images in one pass.
@@ -137,65 +119,88 @@ class Trunk:
                 f"expected uint8 pixels (1 to {self.batch_size}, 3, {self._crop}, {self._crop}), "
                 f"found {pixels.dtype} {pixels.shape}"
             )
-        with torch.inference_mode(), _exact_fp32():
-            maps = self._run(self._normalise(self._padded(pixels)))
-            pooled = {c: pool(maps[c.layer], c.layout, c.pooling)[:n] for c in self.columns}
-            return {column: rows.cpu().numpy() for column, rows in pooled.items()}
+        with torch.inference_mode(), exact_fp32(self.device):
+            pooled = zip(self.columns, self._forward(self._padded(pixels)), strict=True)
+            return {column: rows[:n].cpu().numpy() for column, rows in pooled}
 
     def _padded(self, pixels: np.ndarray) -> Tensor:
         batch = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
         batch[: len(pixels)] = pixels
         return torch.from_numpy(batch).to(self.device)  # (B, 3, S, S)
 
-    def _normalise(self, batch: Tensor) -> Tensor:
-        images = batch.float().div_(255).sub_(self._mean).div_(self._std)  # (B, 3, S, S)
-        return images.contiguous(memory_format=torch.channels_last)
+    def _choose_engine(self, backbone: Backbone, precision: str, compilation: Compilation, images: int) -> None:
+        """Compile the pass where that is asked for, or was done before, or pays."""
+        if compilation == "never":
+            return
+        if self.device.type != "cpu" and compilation == "auto":
+            return
+        if self.device.type != "cpu":
+            raise CompileError(f"compilation = 'always' is for a CPU, and the device is {self.device}")
+        key = key_of(
+            {
+                "body": _BODY,
+                "contract": backbone.contract(precision=precision).hash,
+                "columns": [[column.name, column.layout, column.width] for column in self.columns],
+                "batch_size": self.batch_size,
+            }
+        )
+        example = self._example()
+        if compilation == "auto" and not is_kept(key) and not self._would_pay(images, example):
+            self.why = f"{images:,} images are too few to compile for"
+            return
+        try:
+            forward = compiled_forward(key, self._body, example, precision=precision)
+        except CompileError as exc:
+            if compilation == "always":
+                raise
+            self.why = str(exc)
+            return
+        if compilation == "auto" and (speed_up(key) or 1.0) < 1.0:
+            self.why = "compiled it was slower on this machine"
+            return
+        self._forward, self.engine = forward, "compiled"
 
-    def _run(self, images: Tensor) -> dict[str, Tensor]:
-        enabled = self._autocast is not None
-        with torch.autocast(self.device.type, dtype=self._autocast or torch.bfloat16, enabled=enabled):
-            return dict(zip(self._layers, self._network(images), strict=True))
+    def _would_pay(self, images: int, example: Tensor) -> bool:
+        return images >= FEWEST and pays(images, seconds_of(self._body, example) / self.batch_size)
+
+    def _example(self) -> Tensor:
+        """Give a batch of noise, the same each time."""
+        noise = torch.Generator().manual_seed(0)
+        shape = (self.batch_size, 3, self._crop, self._crop)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise)
 
 
-def _cuda_or_cpu(device: str) -> torch.device:
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        device = "cuda" if available else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as exc:
-        raise DeviceError(f"no device {device!r}: it is auto, cpu, cuda or cuda:N") from exc
-    if chosen.type == "cpu":
-        return torch.device("cpu")
-    if chosen.type != "cuda":
-        raise DeviceError(f"no device {device!r}: it is auto, cpu, cuda or cuda:N")
-    index = chosen.index or 0
-    if index >= available:
-        raise DeviceError(f"device {device!r} is not there: torch finds {available} CUDA devices; use cpu or auto")
-    return torch.device("cuda", index)
+class _Body(nn.Module):
+    """From uint8 pixels, (B, 3, S, S), to the columns, float32 of (B, D) each."""
+
+    def __init__(
+        self,
+        network: fx.GraphModule,
+        columns: Sequence[Column],
+        layers: Sequence[str],
+        preprocess: Preprocess,
+        precision: str,
+    ) -> None:
+        super().__init__()
+        self._network = network.to(memory_format=torch.channels_last)
+        self._columns, self._layers = tuple(columns), tuple(layers)
+        self._autocast = _AUTOCAST.get(precision)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", _per_channel(preprocess.mean))
+        self.register_buffer("std", _per_channel(preprocess.std))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Normalise, run the network, and pool."""
+        images = pixels.float().div_(255).sub_(self.mean).div_(self.std)  # (B, 3, S, S)
+        maps = dict(zip(self._layers, self._run(images.contiguous(memory_format=torch.channels_last)), strict=True))
+        return tuple(pool(maps[c.layer], c.layout, c.pooling) for c in self._columns)
+
+    def _run(self, images: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(images.device.type, dtype=self._autocast) if self._autocast else nullcontext():
+            outputs: tuple[Tensor, ...] = self._network(images)
+        return outputs
 
 
-def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-
-
-@contextmanager
-def _exact_fp32() -> Iterator[None]:
-    """Keep float32 products in float32 (cuDNN takes TF32 by default) and convolutions repeatable."""
-    backends: list[Any] = [
-        torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
-        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
-        torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
-    ]
-    before = [backend.fp32_precision for backend in backends]
-    deterministic, benchmark = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        yield
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)

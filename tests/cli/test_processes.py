@@ -45,8 +45,10 @@ def committed(store: Path) -> bool:
 
 @pytest.mark.parametrize(
     ("kind", "command"),
-    [(signal.SIGTERM, [ICECORE]), (signal.SIGINT, [sys.executable, "-c", AS_IN_A_TERMINAL])],
-    ids=["SIGTERM", "SIGINT"],
+    [
+        pytest.param(signal.SIGTERM, [ICECORE], id="SIGTERM"),
+        pytest.param(signal.SIGINT, [sys.executable, "-c", AS_IN_A_TERMINAL], id="SIGINT", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_extraction_ends_with_130_and_keeps_what_was_done(
     many: Any, kind: signal.Signals, command: list[str]
@@ -80,13 +82,13 @@ def test_an_interrupted_extraction_ends_with_130_and_keeps_what_was_done(
 INTERRUPTED_TWICE = """
 import os, signal, sys
 from icecore.cli import main
-from icecore.extract import job
+from icecore.extract import passes
 from icecore.store import publishing, writer
 
 first, module, step, *words = sys.argv[1:]
 module = {"publishing": publishing, "writer": writer}[module]
 signal.signal(signal.SIGINT, signal.default_int_handler)
-record, leave, act = job.record_batch, writer.Writer.__exit__, getattr(module, step)
+record, leave, act = passes.record_batch, writer.Writer.__exit__, getattr(module, step)
 batches = 0
 
 def record_and_interrupt(*args):
@@ -107,7 +109,7 @@ def interrupt_and_act(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGINT)
     return act(*args, **kwargs)
 
-job.record_batch, writer.Writer.__exit__ = record_and_interrupt, leave_interrupted
+passes.record_batch, writer.Writer.__exit__ = record_and_interrupt, leave_interrupted
 main(words)
 """
 

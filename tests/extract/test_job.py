@@ -82,6 +82,25 @@ def test_a_second_run_forwards_and_writes_nothing(extract: Extract, forwards: li
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.h5")} == before
 
 
+def test_a_run_says_what_it_ran_as_and_what_the_others_waited_for(extract: Extract) -> None:
+    done = extract()
+    assert (done.engine, done.precision, done.precision_why) == ("eager", "fp32", "")
+    assert done.why.endswith("images are too few to compile for")
+    assert set(done.busy) == {"decode", "forward", "write"}
+    assert all(0 < share <= 1 for share in done.busy.values())
+    assert done.bound_by == max(done.busy, key=lambda stage: done.busy[stage])
+    again = extract()
+    assert (again.engine, again.busy, again.bound_by) == ("", {}, None)
+
+
+@pytest.mark.parametrize("first", ["fp32", "bf16"])
+def test_auto_goes_on_in_the_precision_of_the_set(extract: Extract, first: str) -> None:
+    extract(precision=first)
+    again = extract(precision="auto")
+    assert (again.precision, again.precision_why) == (first, "")
+    assert (again.forwarded, again.plan.differences) == (0, ())
+
+
 def test_only_what_is_new_changed_or_moved_is_looked_at(
     extract: Extract, forwards: list[int], matrix: Matrix, photos: Path, noise: Callable[..., Image.Image]
 ) -> None:
@@ -294,6 +313,7 @@ extract_images(sys.argv[1], "photos", sys.argv[2], backbone_name="ownnets:net", 
 """
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_the_rows_are_the_same_to_the_last_bit(
     tmp_path: Path, extract: Extract, matrix: Matrix, photos: Path, noise: Callable[..., Image.Image]
 ) -> None:

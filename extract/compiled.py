@@ -1,0 +1,265 @@
+"""The forward pass as machine code for this processor: compiled once by PyTorch's inductor, and kept on disk.
+
+Each time it is loaded it is held against the pass that it stands for.
+Compiling takes 8 to 20 seconds on two cores, and on most networks gives code that is 1.1 to 2.5 times as fast
+(``benchmarks/RESULTS.md``). What is kept has the weights in it, and its name is a hash of all that it was made of:
+weights, layers, batch, precision, torch, processor, threads. Beside it stands how fast it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from icecore.store.durable import write_bytes
+from torch import Tensor, nn
+
+from .errors import CompileError
+
+__all__ = [
+    "Forward",
+    "cache_folder",
+    "compiled_forward",
+    "is_kept",
+    "key_of",
+    "pays",
+    "require_compiler",
+    "seconds_of",
+    "speed_up",
+]
+
+Forward = Callable[[Tensor], tuple[Tensor, ...]]
+"""from a uint8 batch to the pooled columns"""
+
+MOST_BYTES = 2 << 30
+"""Bytes of compiled networks that are kept; those not used for longest go first."""
+
+LEAST_GAIN = 0.2
+"""Share of the time that compiled code is expected to save."""
+_DEAREST = 20.0
+"""Seconds that compiling is expected to take."""
+_COSINE = {"fp32": 0.99999, "bf16": 0.999}
+"""How much alike the two passes must be, by image and column."""
+
+
+def pays(images: int, seconds_an_image: float) -> bool:
+    """Say whether to compile before so many images: the time surely saved must be twice the time it takes."""
+    return images * seconds_an_image * LEAST_GAIN > 2 * _DEAREST
+
+
+def cache_folder() -> Path:
+    """Give where compiled networks are kept: ``ICECORE_CACHE``, else ``icecore`` in the user's cache folder."""
+    chosen = os.environ.get("ICECORE_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "icecore"
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """Give the name of what would be compiled of these facts, on this machine and with this torch: 64 hex digits."""
+    whole = {
+        **facts,
+        "torch": torch.__version__,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "flags": _processor_flags(),
+        "threads": torch.get_num_threads(),
+    }
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def is_kept(key: str) -> bool:
+    """Say whether it has been compiled already."""
+    return _path(key).with_suffix(".json").is_file()
+
+
+def require_compiler() -> None:
+    """Return where this machine can compile.
+
+    Raises
+    ------
+    CompileError
+        When there is no C++ compiler.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as exc:
+        raise CompileError(
+            "compiling needs a C++ compiler, and there is none: install g++ or clang, or name one in CXX, "
+            'or set compute.compilation = "never"'
+        ) from exc
+
+
+def speed_up(key: str) -> float | None:
+    """Say how many times as fast as the pass that it stands for it was when it was compiled; None where it was not."""
+    try:
+        told = json.loads(_path(key).with_suffix(".json").read_bytes())
+        return float(told["eager"]) / float(told["compiled"])
+    except (OSError, ValueError, KeyError, ZeroDivisionError):
+        return None
+
+
+def compiled_forward(key: str, body: nn.Module, example: Tensor, *, precision: str) -> Forward:
+    """Give the compiled form of a forward pass, from disk where it is kept, and else compile and keep it.
+
+    Parameters
+    ----------
+    key
+        As ``key_of`` gives it.
+    body
+        From a uint8 batch on the CPU to a tuple of tensors of shape (n, D).
+    example
+        A batch, of the only shape that the result will take.
+    precision
+        ``fp32`` or ``bf16``: how much alike the two must be.
+
+    Raises
+    ------
+    CompileError
+        When it cannot be compiled, or gives other values than ``body``; nothing is kept then.
+    """
+    path = _path(key)
+    is_new = not is_kept(key)
+    if is_new:
+        with _without_chatter():
+            _compile(path, body, example)
+    else:
+        _require_sound(path)
+    try:
+        forward: Forward = torch._inductor.aoti_load_package(os.fspath(path))  # noqa: SLF001 - its documented place
+        worst = _likeness(body(example), forward(example))
+    except (RuntimeError, OSError) as exc:
+        _delete(path)
+        raise CompileError(f"{path}: cannot be loaded ({_first_line(exc)}); it was deleted") from exc
+    if not worst >= _COSINE[precision]:
+        _delete(path)
+        raise CompileError(
+            f"the compiled network gives other features (cosine {worst:.6f}, expected {_COSINE[precision]} or more)"
+        )
+    if is_new:
+        seconds = {"eager": seconds_of(body, example), "compiled": seconds_of(forward, example)}
+        facts = {"xxh3_128": _digest(path), **seconds}
+        write_bytes(path.with_suffix(".json"), json.dumps(facts).encode())  # last: with it, the other one counts
+    os.utime(path)  # it was used
+    return forward
+
+
+def _path(key: str) -> Path:
+    return cache_folder() / "compiled" / f"{key}.pt2"
+
+
+def _compile(path: Path, body: nn.Module, example: Tensor) -> None:
+    require_compiler()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        unfinished = Path(folder) / "network.pt2"
+        try:
+            with torch.no_grad():
+                exported = torch.export.export(body, (example,))
+                torch._inductor.aoti_compile_and_package(  # noqa: SLF001 - likewise
+                    exported, package_path=os.fspath(unfinished), inductor_configs={"freezing": True}
+                )
+        except Exception as exc:  # export and inductor raise whatever their many parts do
+            raise CompileError(f"cannot be compiled ({type(exc).__name__}: {_first_line(exc)})") from exc
+        unfinished.replace(path)
+    _trim(path.parent)
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keep what inductor's imports say of CUDA, which is not asked for, from the user."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _trim(folder: Path) -> None:
+    """Delete what was not used for longest, beyond the bytes that are kept."""
+    found = []
+    for path in folder.glob("*.pt2"):
+        with contextlib.suppress(FileNotFoundError):  # another process trims, too
+            found.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+    total = 0
+    for _, size, path in sorted(found, reverse=True):
+        total += size
+        if total > MOST_BYTES:
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _require_sound(path: Path) -> None:
+    """Refuse code that is not what was compiled here: it would be run."""
+    try:
+        told, found = json.loads(path.with_suffix(".json").read_bytes()), _digest(path)
+        owners = {file.stat().st_uid for file in (path.parent, path, path.with_suffix(".json"))}
+    except (OSError, ValueError) as exc:
+        raise CompileError(f"{path}: cannot be read ({_first_line(exc)}); delete it") from exc
+    if hasattr(os, "getuid") and owners != {os.getuid()}:
+        raise CompileError(f"{path}: belongs to another user; set ICECORE_CACHE to a folder of your own")
+    if told.get("xxh3_128") != found:
+        _delete(path)
+        raise CompileError(f"{path}: is not what was compiled; it was deleted")
+
+
+def _digest(path: Path) -> str:
+    return xxhash.xxh3_128_hexdigest(path.read_bytes())
+
+
+def _likeness(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
+    """Give the lowest cosine of an image's features in a column; 0 where shapes differ or a value is not finite."""
+    worst = 1.0
+    for a, b in zip(ours, theirs, strict=True):
+        if a.shape != b.shape:
+            return 0.0
+        x, y = a.double(), b.double()
+        size = x.norm(dim=1) * y.norm(dim=1)
+        cosine = torch.where(size > 0, (x * y).sum(1) / size, (x == y).all(1).double())
+        worst = min(worst, float(torch.nan_to_num(cosine, nan=0.0).min()))
+    return worst
+
+
+def _processor_flags() -> str:
+    """Give a hash of what the processor can do: code compiled for one does not run on each."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:  # not Linux
+        import platform
+
+        return platform.processor()
+    told = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return hashlib.sha256(" ".join(sorted(told.split())).encode()).hexdigest()
+
+
+def _first_line(exc: BaseException) -> str:
+    return (str(exc).strip().splitlines() or [""])[0]
+
+
+def seconds_of(forward: Callable[[Tensor], object], batch: Tensor) -> float:
+    """Measure a pass: the better of two, after one that does not count."""
+    forward(batch)
+    took = []
+    for _ in range(2):
+        began = time.perf_counter()
+        forward(batch)
+        took.append(time.perf_counter() - began)
+    return min(took)

@@ -1,0 +1,105 @@
+"""Images through the network, a batch at a time, into the store; and what a run is to do, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+from icecore.store import Column, Scan, SourceImage, Writer
+
+from .backbone import Backbone
+from .pipeline import Batch, Failed, Row, read_batches
+from .recording import Tally, record_batch
+from .report import Prune
+from .trunk import Compilation, Trunk
+
+__all__ = ["Task", "forward_images"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run is to do, checked before the store is touched."""
+
+    backbone: Backbone
+    """the network"""
+    columns: tuple[Column, ...]
+    """what is asked for"""
+    scan: Scan
+    """the images"""
+    device: str
+    """where the network runs"""
+    precision: str
+    """``fp32``, ``bf16`` or ``fp16``"""
+    precision_why: str
+    """why ``auto`` did not take the fastest"""
+    batch_size: int
+    """images of a pass"""
+    compilation: Compilation
+    """whether the pass is compiled"""
+    threads: int
+    """decoding threads"""
+    max_pixels: int
+    """larger images fail"""
+    source: Mapping[str, str | None]
+    """recorded with the features"""
+    prune: Prune
+    """what becomes of images that the source has no more"""
+
+
+def forward_images(
+    writer: Writer, images: Iterable[SourceImage], columns: Sequence[Column], task: Task, tally: Tally
+) -> list[SourceImage]:
+    """Read images and forward those whose content lacks the columns.
+
+    Gives the images that must be read for all columns instead: their files have changed since the plan was made,
+    and their new content lacks others, too. Nothing is recorded of these.
+    """
+    trunk: Trunk | None = None  # made for the first batch that has rows
+    others = [column for column in task.columns if column not in columns]
+    strays: list[SourceImage] = []
+    batches = read_batches(
+        images,
+        preprocess=task.backbone.preprocess,
+        batch_size=task.batch_size,
+        threads=task.threads,
+        is_known=lambda content: writer.is_known(content, columns),
+        max_pixels=task.max_pixels,
+    )
+    with closing(batches):  # before the writer closes, which the threads ask
+        for whole in batches:
+            batch = _without_strays(whole, strays, writer, others) if others else whole
+            features: Mapping[Column, np.ndarray] = {}
+            tally.seconds["decode"] += whole.seconds
+            if batch.rows:
+                with tally.timed("forward"):
+                    trunk = trunk or _trunk(task, columns, tally)
+                    features = trunk.forward(batch.pixels)
+            with tally.timed("write"):
+                record_batch(writer, batch, features, tally)
+            tally.add(len(batch.outcomes))
+    return strays
+
+
+def _without_strays(batch: Batch, strays: list[SourceImage], writer: Writer, others: Sequence[Column]) -> Batch:
+    """Move the images of a batch whose content lacks the other columns to ``strays``."""
+    ours = [isinstance(o, Failed) or writer.is_known(o.content, others) for o in batch.outcomes]
+    strays += [o.image for o, stays in zip(batch.outcomes, ours, strict=True) if not stays]
+    kept = [stays for o, stays in zip(batch.outcomes, ours, strict=True) if isinstance(o, Row)]
+    outcomes = tuple(o for o, stays in zip(batch.outcomes, ours, strict=True) if stays)
+    return batch if all(ours) else Batch(outcomes, batch.pixels[kept])
+
+
+def _trunk(task: Task, columns: Sequence[Column], tally: Tally) -> Trunk:
+    trunk = Trunk(
+        task.backbone,
+        columns,
+        device=task.device,
+        precision=task.precision,
+        batch_size=task.batch_size,
+        compilation=task.compilation,
+        images=tally.total - tally.done,
+    )
+    tally.engine, tally.why = trunk.engine, trunk.why
+    return trunk
