@@ -80,10 +80,10 @@ def _reader(path: Path) -> Any:
     """Choose by the first bytes: an error page or a pointer saved as ``.pth`` is not even tried."""
     with path.open("rb") as file:
         head = file.read(40)
+    if head[6:9] == b"\0\0{":  # the header of safetensors after its length, which may look like the beginnings below
+        return _read_safetensors
     if head.startswith((_ZIP, _PICKLE)):
         return _read_pickle
-    if head[8:9] == b"{":  # the header of safetensors, after its length
-        return _read_safetensors
     if head.startswith(_GIT_LFS):
         raise WeightsError(f"{path}: a Git LFS pointer, not the weights themselves; fetch them with `git lfs pull`")
     found = f"begins with {head!r}" if head else "it is empty"

@@ -132,3 +132,17 @@ def test_the_format_is_told_by_the_first_bytes_not_by_the_name(suffix: str, tmp_
     torch.save({"a": torch.ones(2)}, tmp_path / f"three{suffix}", _use_new_zipfile_serialization=False)
     for name in ("one", "two", "three"):
         assert read_weights(tmp_path / f"{name}{suffix}")["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("beginning", [b"\x80", b"\x50\x4b"])
+def test_a_safetensors_file_may_begin_like_a_pickle_or_a_zip_file(beginning: bytes, tmp_path: Path) -> None:
+    """Its first bytes are the length of its header, a multiple of 8: any such number."""
+    from safetensors.torch import save_file
+
+    path = tmp_path / "w.safetensors"
+    for length in range(3_000):
+        save_file({"a": torch.ones(2)}, path, metadata={"padding": "x" * (8 * length)})
+        if path.read_bytes().startswith(beginning):
+            break
+    assert path.read_bytes().startswith(beginning)
+    assert read_weights(path)["a"].tolist() == [1, 1]
