@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from .errors import FormatError
 
-__all__ = ["NUMERICS", "Column", "Contract", "Difference", "Dtype", "Layout", "Pooling", "canonical_json"]
+__all__ = ["FULL", "NUMERICS", "Column", "Contract", "Difference", "Dtype", "Layout", "Pooling", "canonical_json"]
 
 Dtype = Literal["float16", "float32"]
 Layout = Literal["NCHW", "NHWC", "NLC", "NC"]
@@ -28,6 +28,10 @@ NUMERICS = ("precision", "decoder")
 MAX_WIDTH = 1_000_000
 """Most numbers an image that a column may have: 4 MB a row as float32."""
 
+FULL = "full"
+"""The view that is the plain image."""
+
+_VIEW = re.compile(r"[a-z]+(-[a-z]+)*")
 _GEM = re.compile(r"gem(?P<open>\()?(?P<p>\d{1,3}(?:\.\d{1,12})?)?(?(open)\))")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -114,29 +118,32 @@ class Contract:
 class Pooling:
     """How a layer's map becomes one vector an image."""
 
-    kind: Literal["avg", "max", "gem", "flat"]
-    """mean, maximum, generalised mean over the positions; ``flat`` for a layer that is a vector already"""
+    kind: Literal["avg", "max", "gem", "cls", "mean", "flat"]
+    """mean, maximum, generalised mean over all positions; ``cls`` the class token, ``mean`` the mean of the tokens
+    after it; ``flat`` for a layer that is a vector already"""
     p: float | None = None
     """exponent of the generalised mean, > 0"""
 
     @classmethod
     def parse(cls, text: str) -> Pooling:
-        """Read ``avg``, ``max``, ``flat``, ``gem`` (exponent 3), ``gem4`` or ``gem(4)``.
+        """Read ``avg``, ``max``, ``cls``, ``mean``, ``flat``, ``gem`` (exponent 3), ``gem4`` or ``gem(4)``.
 
         Raises
         ------
         ValueError
             When the text is none of these.
         """
-        if text in {"avg", "max", "flat"}:
+        if text in {"avg", "max", "cls", "mean", "flat"}:
             return cls(text)  # type: ignore[arg-type]
         if (match := _GEM.fullmatch(text)) and float(match["p"] or 3) > 0 and text != "gem()":
             return cls("gem", float(match["p"] or 3))
-        raise ValueError(f"no pooling {text!r}: it is avg, max, gem (exponent 3) or gem(P) with 0 < P < 1000")
+        raise ValueError(
+            f"no pooling {text!r}: it is avg, max, gem (exponent 3), gem(P) with 0 < P < 1000, cls or mean"
+        )
 
     @property
     def name(self) -> str:
-        """``avg``, ``max``, ``flat``, or ``gem`` with its exponent: ``gem3``."""
+        """``avg``, ``max``, ``cls``, ``mean``, ``flat``, or ``gem`` with its exponent: ``gem3``."""
         return self.kind if self.p is None else f"{self.kind}{repr(self.p).removesuffix('.0')}"
 
 
@@ -154,35 +161,42 @@ class Column:
     """what is stored"""
     layout: Layout = "NCHW"
     """meaning of the layer's axes before pooling"""
+    view: str = FULL
+    """the crop or flip that it is computed from; ``full`` is what the base contract's views say"""
 
     def __post_init__(self) -> None:
         if self.dtype not in get_args(Dtype) or self.layout not in get_args(Layout):
             raise FormatError(f"column {self.layer}: unknown dtype {self.dtype!r} or layout {self.layout!r}")
         if not 1 <= self.width <= MAX_WIDTH:
             raise FormatError(f"column {self.layer}: {self.width:,} numbers an image, expected 1 to {MAX_WIDTH:,}")
+        if not _VIEW.fullmatch(self.view):
+            raise FormatError(f"column {self.layer}: {self.view!r} is not the name of a view, such as flip")
         if not self.layer or "/" in self.layer or ":" in self.layer or "\0" in self.layer:
             raise FormatError(f"column: {self.layer!r} is not a layer name ('/' and ':' are not allowed)")
 
     @property
     def name(self) -> str:
-        """``layer4:avg``, and ``layer4:avg:float32`` where the dtype is not float16."""
+        """``layer4:avg``, ``layer4:avg@flip`` of a view, with ``:float32`` where the dtype is not float16."""
+        view = "" if self.view == FULL else f"@{self.view}"
         suffix = "" if self.dtype == "float16" else f":{self.dtype}"
-        return f"{self.layer}:{self.pooling.name}{suffix}"
+        return f"{self.layer}:{self.pooling.name}{view}{suffix}"
 
     @property
     def hash(self) -> str:
-        """sha256, in hex, of layer, pooling, dtype and layout; the width follows from the base contract."""
+        """sha256, in hex, of layer, pooling, dtype, layout and view; the width follows from the base contract."""
         return _sha256(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Give what is hashed, as plain JSON values."""
         pooling = {"kind": self.pooling.kind, "p": self.pooling.p}
-        return {"dtype": self.dtype, "layer": self.layer, "layout": self.layout, "pooling": pooling}
+        view = {} if self.view == FULL else {"view": self.view}  # columns from before there were views keep their hash
+        return {"dtype": self.dtype, "layer": self.layer, "layout": self.layout, "pooling": pooling, **view}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], width: int) -> Column:
         """Read back what ``to_json`` gave."""
-        return cls(value["layer"], Pooling(**value["pooling"]), width, value["dtype"], value["layout"])
+        pooling, view = Pooling(**value["pooling"]), value.get("view", FULL)
+        return cls(value["layer"], pooling, width, value["dtype"], value["layout"], view)
 
 
 def canonical_json(value: Any) -> bytes:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from .array import FeatureArray
 from .catalog import now
-from .contract import Column, Dtype
+from .contract import FULL, Column, Dtype
 from .durable import publish
 from .errors import ExportError, ExportExistsError, suggest
 from .export_hdf5 import write_hdf5, write_vds
@@ -198,7 +198,8 @@ def _facts(features: FeatureSet, array: FeatureArray) -> dict[str, Any]:
 
 def selector(column: Column) -> str:
     """Give the selector that names this column and no other: ``layer4:avg:float16``."""
-    return f"{column.layer}:{column.pooling.name}:{column.dtype}"
+    view = "" if column.view == FULL else f"@{column.view}"
+    return f"{column.layer}:{column.pooling.name}{view}:{column.dtype}"
 
 
 def _ignore(done: int, total: int) -> None:

@@ -78,7 +78,7 @@ def test_a_contract_with_a_field_too_many_is_refused(contract: Contract) -> None
         Contract.from_json({**contract.to_json(), "surprise": 1})
 
 
-def test_the_column_hash_covers_layer_pooling_dtype_and_layout_but_not_the_width() -> None:
+def test_the_column_hash_covers_layer_pooling_dtype_layout_and_view_but_not_the_width() -> None:
     column = Column("layer4", Pooling.parse("avg"), 512)
     others = [
         Column("layer3", Pooling.parse("avg"), 512),
@@ -86,8 +86,10 @@ def test_the_column_hash_covers_layer_pooling_dtype_and_layout_but_not_the_width
         Column("layer4", Pooling.parse("gem(4)"), 512),
         Column("layer4", Pooling.parse("avg"), 512, "float32"),
         Column("layer4", Pooling.parse("avg"), 512, "float16", "NHWC"),
+        Column("layer4", Pooling.parse("avg"), 512, view="flip"),
+        Column("layer4", Pooling.parse("avg"), 512, view="top-left"),
     ]
-    assert len({column.hash, *(other.hash for other in others)}) == 6
+    assert len({column.hash, *(other.hash for other in others)}) == 8
     assert Column("layer4", Pooling.parse("avg"), 99).hash == column.hash
 
 
@@ -99,6 +101,8 @@ def test_the_column_hash_covers_layer_pooling_dtype_and_layout_but_not_the_width
         ("flat", "flat"),
         ("gem", "gem3"),
         ("gem(2.5)", "gem2.5"),
+        ("cls", "cls"),
+        ("mean", "mean"),
         ("gem2.12345678", "gem2.12345678"),
     ],
 )
@@ -107,7 +111,7 @@ def test_poolings_are_read_and_named(text: str, name: str) -> None:
     assert Pooling.parse(name) == Pooling.parse(text)
 
 
-@pytest.mark.parametrize("text", ["", "mean", "gem0", "gem(-1)", "AVG", "gem(3", "gem3)", "gem()", "gem1000000"])
+@pytest.mark.parametrize("text", ["", "median", "cls3", "gem(-1)", "gem0", "AVG", "gem(3", "gem3)", "gem()", "gem1000"])
 def test_an_unknown_pooling_is_refused_with_the_known_ones(text: str) -> None:
     with pytest.raises(ValueError, match="avg, max, gem"):
         Pooling.parse(text)
