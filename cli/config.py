@@ -45,7 +45,9 @@ def _pooling(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if value == "flat":
-        raise ValueError("flat is what layers without positions get by themselves; for the others name avg, max or gem")
+        raise ValueError(
+            "flat is what layers without positions get by themselves; for the others name avg, max, gem, cls or mean"
+        )
     return Pooling.parse(value).name
 
 
@@ -93,7 +95,7 @@ class Backbone(_Section):
     layers: tuple[str, ...] = Field(strict=False, min_length=1)
     """layer names or globs: * within one dotted part, ** across"""
     pooling: tuple[PoolingName, ...] = Field(("avg",), strict=False, min_length=1)
-    """avg, max, gem or gem(P); several give several columns a layer"""
+    """avg, max, gem or gem(P), of token maps also cls and mean; several give several columns a layer"""
     dtype: Literal["float16", "float32"] = "float16"
     """what is stored"""
     arguments: dict[str, Any] | None = None
@@ -101,7 +103,7 @@ class Backbone(_Section):
 
 
 class Preprocess(_Section):
-    """Changes to the weights' own preprocessing."""
+    """Changes to the weights' own preprocessing, and the views of an image."""
 
     like: str | None = None
     """take over the preprocessing of this torchvision weights entry, e.g. ResNet50_Weights.IMAGENET1K_V2"""
@@ -115,10 +117,14 @@ class Preprocess(_Section):
     """subtracted from each channel, in units of 0 to 1"""
     std: tuple[Positive, Positive, Positive] | None = Field(None, strict=False)
     """each channel is divided by this"""
+    views: tuple[Literal["flip", "five-crop"], ...] = Field((), strict=False)
+    """flip: the image and its mirror image; five-crop: four corners and the centre; both: all ten"""
+    store_views: Literal["averaged", "separate"] = "averaged"
+    """one column of the mean over the views, or a column for each: layer4:avg@flip"""
 
     def changes(self) -> dict[str, Any]:
         """Give the steps that differ from the weights' own."""
-        return self.model_dump(exclude={"like"}, exclude_none=True)
+        return self.model_dump(exclude={"like", "views", "store_views"}, exclude_none=True)
 
 
 class Compute(_Section):

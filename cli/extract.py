@@ -77,6 +77,8 @@ def extract_from_config(
             preprocess=config.preprocess.like,
             preprocess_changes=config.preprocess.changes(),
             arguments=backbone.arguments,
+            views=config.preprocess.views,
+            store_views=config.preprocess.store_views,
             device=compute.device,
             precision=compute.precision,
             batch_size=compute.batch_size,
@@ -159,6 +161,7 @@ def _plan_text(report: ExtractReport) -> str:
         source = "manifest" if "manifest" in report.source else "folder"
         lines.append(f"  {plan.vanished:>8,}  gone from the {source}{', kept' if report.kept else ''}")
     columns = ", ".join(f"{column.name} ({column.width})" for column in report.columns)
+    lines += _hooks(report)
     return "\n".join(
         [*lines, f"  columns: {columns}", f"  on {report.device}, {report.precision}; nothing was written"]
     )
@@ -171,6 +174,12 @@ def _differences(report: ExtractReport) -> list[str]:
     lines = [f"{report.set_name}: the contract is not the one that readers see, so features are computed anew:"]
     lines += [f"  {d.field}: {d.theirs!r} -> {d.ours!r}" for d in report.plan.differences]
     return [*lines, "  readers move once every image is covered; `--set set=NAME` keeps both"]
+
+
+def _hooks(report: ExtractReport) -> list[str]:
+    """Say how the layers are taken, where that is not the usual way."""
+    told = report.source.get("layers")
+    return [f"  layers by {one_line(told)}"] if told else []
 
 
 def _done_text(report: ExtractReport) -> str:
@@ -193,6 +202,7 @@ def _done_text(report: ExtractReport) -> str:
                 lines.append(f"  {one_line(report.precision_why)}")
             busy = ", ".join(f"{stage} {share:.0%}" for stage, share in report.busy.items())
             lines.append(f"  at work: {busy}; bound by {report.bound_by}")
+            lines += _hooks(report)
     if report.kept:
         lines.append(f"  {report.kept:,} are gone from the source and were kept; --prune tombstone lets them go")
     if report.uncovered:

@@ -35,13 +35,18 @@ def layers(backbone: str, patterns: tuple[str, ...], size: int | None, everythin
             "shape": list(layer.shape),
             "layout": layer.layout,
             "width": layer.width,
+            "poolings": list(layer.poolings),
             "why_not": layer.why_not,
+            "hooks": layer.hooks,
         }
         for layer in found
     ]
-    lines = [[r["name"], "x".join(map(str, layer.shape)), r["layout"], r["width"] or r["why_not"]]
+    lines = [[r["name"], "x".join(map(str, layer.shape)), r["layout"], r["width"] or "",
+              " ".join(layer.poolings) or r["why_not"]]
              for r, layer in zip(rows, found, strict=True)]  # fmt: skip
-    text = table(["layer", "shape", "layout", "pooled width"], lines)
+    text = table(["layer", "shape", "layout", "pooled width", "poolings"], lines)
+    if any(layer.hooks for layer in found):
+        text += "\ntaken by forward hooks, because torch.fx cannot follow the network: layers are modules only"
     return Outcome(Exit.DONE, {"backbone": backbone, "layers": rows}, text)
 
 

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from icecore.store import Contract, ContractMismatchError
+from icecore.store.contract import FULL
 from torch import nn
 
 from .builders import Builder, any_recipe, find_builder
-from .errors import PreprocessError, UnknownLayerError, WeightsError, did_you_mean
+from .errors import PreprocessError, UnknownLayerError, UntraceableError, WeightsError, did_you_mean
 from .faithful import require_faithful
-from .fingerprint import code_sha256, hidden_tensors
+from .fingerprint import code_sha256, hidden_tensors, plain_tensors, source_sha256
 from .graph import tensors_needed, trace
+from .hooked import require_steady
 from .layers import LayerInfo, describe_layers
 from .preprocess import Preprocess
+from .views import asked_views, require_room, view_names
 from .weight_files import download, read_weights
 from .weights import Loading, hashed_names, load_into, weights_sha256
 
-__all__ = ["DECODER", "VIEWS", "Backbone", "backbone_for", "load_backbone"]
+__all__ = ["DECODER", "Backbone", "backbone_for", "load_backbone"]
 
 DECODER = "pillow"
-VIEWS = ("full",)
 _FILES = (".pth", ".pt", ".tar", ".bin", ".safetensors")
 
 
@@ -46,6 +48,10 @@ class Backbone:
     """where weights (None: built with the network) and preprocessing came from: recorded, not hashed"""
     loading: Loading
     """which tensors fitted"""
+    hooks: str = ""
+    """why its layers are taken by forward hooks, which is that torch.fx cannot follow it; empty where it can"""
+    views: tuple[str, ...] = (FULL,)
+    """the crops and flips of an image whose features are averaged"""
 
     @property
     def name(self) -> str:
@@ -77,7 +83,7 @@ class Backbone:
             weights=self.weights_sha256,
             preprocess=self.preprocess.steps,
             decoder=DECODER,
-            views=VIEWS,
+            views=self.views,
             precision=precision,
         )
 
@@ -91,12 +97,18 @@ class Backbone:
         UnknownLayerError
             When there is no such layer.
         """
-        asked, traced = list(layers), trace(self.module)
+        asked = list(layers)
+        if self.hooks:  # which tensors a layer needs, only a graph tells
+            known, needed = [layer.name for layer in self.layers], hashed_names(self.module)
+        else:
+            traced = trace(self.module)
+            known = list(traced.nodes)
+            needed = tensors_needed(traced, self.module, [layer for layer in asked if layer in traced.nodes])
         for layer in asked:
-            if layer not in traced.nodes:
-                hint = did_you_mean(layer, traced.nodes)
+            if layer not in known:
+                hint = did_you_mean(layer, known)
                 raise UnknownLayerError(f"backbone {self.name} has no layer {layer!r}{hint}")
-        why = self.loading.lacking(tensors_needed(traced, self.module, asked))
+        why = self.loading.lacking(needed)
         if why is not None:
             raise WeightsError(f"{self.weights_words}: does not fit {self.name} up to {', '.join(asked)}: {why}")
 
@@ -108,6 +120,7 @@ def load_backbone(
     preprocess: str | Preprocess | None = None,
     preprocess_changes: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
+    views: Sequence[str] = (),
 ) -> Backbone:
     """Build a network, load its weights, and put it in eval mode.
 
@@ -125,6 +138,8 @@ def load_backbone(
         Fields of ``Preprocess`` to replace in it. For one's own function ``resize`` and ``crop`` here are enough.
     arguments
         Keyword arguments of the builder; default: those that torchvision uses with these weights.
+    views
+        ``flip``, ``five-crop`` or both: features are averaged over these views of an image. Default: the plain image.
 
     Returns
     -------
@@ -140,9 +155,10 @@ def load_backbone(
     WeightsError
         When the weights cannot be had or read, belong to another network, or are not finite.
     PreprocessError
-        When the preprocessing is unknown, or none is given for one's own function.
+        When the preprocessing is unknown, or none is given for one's own function; or it leaves no room for the views.
     TraceError
-        When one's own network cannot be followed, or its graph does not compute what the network does.
+        When one's own network can neither be followed nor watched by hooks, or its graph does not compute what the
+        network does.
     """
     builder = find_builder(name)
     published = None if isinstance(weights, Path) or weights is None else builder.recipe(weights)
@@ -152,16 +168,20 @@ def load_backbone(
     module = builder.build(values)
     loading, where = _load(builder, module, weights, published)
     chosen = chosen.changed(changes)
-    if not builder.is_torchvision:
-        require_faithful(module, size=chosen.crop)
+    names = view_names(views)
+    require_room(names, chosen)
+    hooks = "" if builder.is_torchvision else _prove(module, size=chosen.crop)
+    told = {"layers": f"forward hooks: {hooks}"} if hooks else {}
     return Backbone(
         builder=builder,
         module=module,
         arguments=values,
         preprocess=chosen,
-        weights_sha256=_hash(builder, module, loading),
-        source={"backbone": builder.name, "weights": where, "preprocess": _with_changes(why, changes)},
+        weights_sha256=_hash(builder, module, loading, hooks=bool(hooks)),
+        source={"backbone": builder.name, "weights": where, "preprocess": _with_changes(why, changes), **told},
         loading=loading,
+        hooks=hooks,
+        views=names,
     )
 
 
@@ -193,6 +213,7 @@ def backbone_for(
         weights if weights is not None else recorded,
         preprocess=Preprocess.from_steps(contract.preprocess),
         arguments=contract.arguments,
+        views=asked_views(contract.views),
     )
     differences = backbone.contract(precision=contract.precision).diff(contract)
     if differences:
@@ -248,10 +269,22 @@ def _load(
     return load_into(module, read_weights(path), where=path), str(path.absolute())
 
 
-def _hash(builder: Builder, module: nn.Module, loading: Loading) -> str:
+def _prove(module: nn.Module, *, size: int) -> str:
+    """Return when one's own network can be used; give why hooks are needed for it, or nothing."""
+    try:
+        require_faithful(module, size=size)
+    except UntraceableError as exc:
+        require_steady(module, size=size, why=str(exc))
+        return str(exc)
+    return ""
+
+
+def _hash(builder: Builder, module: nn.Module, loading: Loading, *, hooks: bool) -> str:
     """Hash what decides values and is not in the contract's other fields."""
     if builder.is_torchvision:
         return weights_sha256(module, loading.loaded)
+    if hooks:
+        return weights_sha256(module, loading.loaded, hidden=plain_tensors(module), code=source_sha256(module))
     traced = trace(module)
     return weights_sha256(module, loading.loaded, hidden=hidden_tensors(traced, module), code=code_sha256(traced))
 

@@ -22,8 +22,10 @@ __all__ = [
     "TraceError",
     "UnknownLayerError",
     "UnpoolableLayerError",
+    "UntraceableError",
     "WeightsError",
     "did_you_mean",
+    "first_line",
 ]
 
 ImageErrorKind = Literal["read", "transient", "decode", "too-large", "unsupported", "value"]
@@ -59,6 +61,10 @@ class UnpoolableLayerError(ExtractError, ValueError):
 
 class TraceError(ExtractError, TypeError):
     """The network cannot be followed from layer to layer."""
+
+
+class UntraceableError(TraceError):
+    """torch.fx cannot follow the network; forward hooks may do."""
 
 
 class DeviceError(ExtractError, RuntimeError):
@@ -124,3 +130,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Give ``; did you mean 'x'?`` for a name close to a known one, else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def first_line(exc: BaseException) -> str:
+    """Give what an exception says, up to its first line break; its kind where it says nothing."""
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0]

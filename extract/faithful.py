@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from .errors import TraceError
 from .graph import trace
 
-__all__ = ["require_faithful"]
+__all__ = ["is_close", "require_faithful"]
 
 _TOLERANCE = 1e-4  # of the largest value: other kernels may add up in another order, a wrong tensor differs by 1
 
@@ -105,10 +105,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
-    return len(ours) == len(theirs) and all(_close(a, b) for a, b in zip(ours, theirs, strict=True))
+    return len(ours) == len(theirs) and all(is_close(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def _close(ours: Tensor, theirs: Tensor) -> bool:
+def is_close(ours: Tensor, theirs: Tensor) -> bool:
+    """Say whether two tensors are equal but for the last bits of their largest value."""
     if ours.shape != theirs.shape:
         return False
     if not theirs.is_floating_point() or not theirs.numel():

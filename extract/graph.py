@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.feature_extraction import NodePathTracer
 
-from .errors import TraceError
+from .errors import TraceError, UntraceableError, first_line
 
 __all__ = ["Trace", "cut", "fold_batch_norms", "share_copy", "tensors_needed", "trace"]
 
@@ -49,18 +49,18 @@ def trace(module: nn.Module) -> Trace:
 
     Raises
     ------
+    UntraceableError
+        When the network decides on values, or uses what torch.fx cannot follow.
     TraceError
-        When the network decides on values, uses what torch.fx cannot follow, or changes a tensor in place
-        where that cannot be undone: while another view of it is in use, or by an operation that has no other form.
+        When it changes a tensor in place where that cannot be undone: while another view of it is in use, or by an
+        operation that has no other form.
     """
     tracer = NodePathTracer(leaf_modules=_LEAVES, autowrap_modules=(math, torchvision.ops))
     try:
         graph = tracer.trace(module)
     except Exception as exc:
         kind = type(module).__name__
-        raise TraceError(
-            f"{kind}: torch.fx cannot follow it ({exc}); its forward must not branch on values or assign to slices"
-        ) from exc
+        raise UntraceableError(f"{kind}: torch.fx cannot follow it ({first_line(exc)})") from exc
     graph_module = fx.GraphModule(tracer.root, graph, type(module).__name__)
     _remove_inplace(graph_module, module)
     names = {node: name for node, name in tracer.node_to_qualname.items() if node.graph is graph}
@@ -125,7 +125,8 @@ def tensors_needed(traced: Trace, module: nn.Module, layers: Iterable[str]) -> f
 def share_copy(module: nn.Module, *, device: str | None = None) -> nn.Module:
     """Copy the modules but not their tensors, which are shared, or stand-ins on the ``meta`` device."""
     memo: dict[int, Any] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
+    plain = [value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor)]
+    for tensor in (*module.parameters(), *module.buffers(), *plain):
         other = tensor if device is None else torch.empty_like(tensor, device=device)
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(other, requires_grad=False) if device and is_parameter else other

@@ -11,11 +11,14 @@ import re
 from typing import TYPE_CHECKING
 
 import numpy as np
+from icecore.store.contract import FULL
 from PIL import Image, UnidentifiedImageError
 
 from .errors import ImageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .preprocess import Preprocess
 
 __all__ = ["MAX_PIXELS", "decode_image", "load_image"]
@@ -49,7 +52,9 @@ _TRANSPOSE = {
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9A-Fa-f]+>")
 
 
-def load_image(data: bytes, preprocess: Preprocess, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def load_image(
+    data: bytes, preprocess: Preprocess, *, max_pixels: int = MAX_PIXELS, crops: Sequence[str] = (FULL,)
+) -> np.ndarray:
     """Decode, orient, resize and crop one image.
 
     Parameters
@@ -62,11 +67,14 @@ def load_image(data: bytes, preprocess: Preprocess, *, max_pixels: int = MAX_PIX
         Limit of width x height, checked before any pixel is decoded, and again for the resized image (a strip of
         1 x 90,000 pixels grows with the square of the size asked for). Pillow's own limit,
         ``PIL.Image.MAX_IMAGE_PIXELS``, holds beside it.
+    crops
+        ``full``, the centre, and ``top-left``, ``top-right``, ``bottom-left``, ``bottom-right``.
 
     Returns
     -------
     numpy.ndarray
-        uint8 of shape (3, crop, crop): red, green, blue; contiguous and owned by the caller.
+        uint8 of shape (3, crop, crop): red, green, blue; contiguous and owned by the caller. With other crops than
+        ``full`` alone they come in their order: (crops, 3, crop, crop).
 
     Raises
     ------
@@ -74,8 +82,9 @@ def load_image(data: bytes, preprocess: Preprocess, *, max_pixels: int = MAX_PIX
         With kind ``decode``, ``too-large`` or ``unsupported``.
     """
     image = _resize(decode_image(data, max_pixels=max_pixels), preprocess, max_pixels)
-    pixels = np.asarray(_crop(image, preprocess.crop))  # (crop, crop, 3)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # (3, crop, crop)
+    if tuple(crops) != (FULL,):
+        return np.stack([_pixels(_crop(image, preprocess.crop, crop)) for crop in crops])  # (crops, 3, crop, crop)
+    return _pixels(_crop(image, preprocess.crop))
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -161,9 +170,15 @@ def _resize(image: Image.Image, preprocess: Preprocess, max_pixels: int) -> Imag
     return image.resize(size, _RESAMPLING[preprocess.interpolation])
 
 
-def _crop(image: Image.Image, side: int) -> Image.Image:
-    """Cut the centred square with torchvision's rounding; what lies outside the image is black."""
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))  # (3, H, W)
+
+
+def _crop(image: Image.Image, side: int, place: str = FULL) -> Image.Image:
+    """Cut a square out of the centre, with torchvision's rounding, or a corner; what lies outside is black."""
     left, top = (_offset(length, side) for length in image.size)
+    if place != FULL:
+        left, top = ("right" in place) * (image.width - side), ("bottom" in place) * (image.height - side)
     return image.crop((left, top, left + side, top + side))
 
 

@@ -33,6 +33,7 @@ from .recording import Progress, Tally, fail_image
 from .report import ExtractReport, Prune
 from .sourcing import place_of, refuse_removal, scan_of
 from .trunk import Compilation
+from .views import StoreViews, columns_by_view, require_room, view_names
 
 __all__ = ["extract_images"]
 
@@ -50,6 +51,8 @@ def extract_images(
     preprocess: str | Preprocess | None = None,
     preprocess_changes: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
+    views: Sequence[str] = (),
+    store_views: StoreViews = "averaged",
     device: str = "auto",
     precision: str = "fp32",
     batch_size: int | None = None,
@@ -85,9 +88,14 @@ def extract_images(
     layers
         Layer names and globs, as ``resolve_layers`` takes them.
     poolings
-        ``avg``, ``max``, ``gem``, ``gem(P)``; every layer is stored under each.
+        ``avg``, ``max``, ``gem``, ``gem(P)``, of token maps ``cls`` and ``mean``; every layer is stored under each.
     dtype
         ``float16`` or ``float32``: what is stored.
+    views
+        ``flip``: the image and its mirror image; ``five-crop``: its four corners and its centre; both: all ten.
+        Default: the plain image.
+    store_views
+        ``averaged``: a column holds the mean over the views; ``separate``: each view has its own, ``layer4:avg@flip``.
     device, precision
         As ``choose_device`` takes them; precision may also be ``auto``, see ``settle_precision``.
     compilation
@@ -142,6 +150,8 @@ def extract_images(
         raise ValueError(f"expected max_removed from 0 to 1, batch_size above 0, threads 0 or more; found {found}")
     if prune not in get_args(Prune):
         raise ValueError(f"expected prune to be {' or '.join(get_args(Prune))}; found {prune!r}")
+    if store_views not in get_args(StoreViews):
+        raise ValueError(f"expected store_views to be {' or '.join(get_args(StoreViews))}; found {store_views!r}")
     where = choose_device(device, precision="fp32" if precision == "auto" else precision)
     backbone = load_backbone(
         backbone_name,
@@ -149,11 +159,15 @@ def extract_images(
         preprocess=preprocess,
         preprocess_changes=preprocess_changes,
         arguments=arguments,
+        views=views if store_views == "averaged" else (),
     )
     scan = scan_of(source, extensions)
     names = resolve_layers(backbone.layers, layers, backbone=backbone.name)
     backbone.require(names)
     columns = columns_for(backbone.layers, names, poolings, dtype=dtype)
+    if store_views == "separate":
+        require_room(view_names(views), backbone.preprocess)
+        columns = columns_by_view(columns, view_names(views))
     settled = Precision(precision, "")
     if precision == "auto":
         settled = settle_precision(backbone, columns, scan, where, stored=_stored(store_path, set_name))

@@ -5,25 +5,22 @@ Computed on torch's meta device: shapes without numbers, so neither weights nor 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from icecore.store import Column, Pooling
-from torch import Tensor, fx, nn
+from torch import nn
 
 from .builders import find_builder
-from .errors import TraceError, UnknownLayerError, UnpoolableLayerError, did_you_mean
-from .graph import Trace, share_copy, trace
+from .errors import UnknownLayerError, UnpoolableLayerError, did_you_mean
+from .globs import glob_expression, is_glob
+from .observing import BATCHES, observe
 from .pooling import pooling_for
 from .preprocess import Preprocess
+from .tokens import declared_layers
 
 __all__ = ["LayerInfo", "columns_for", "describe_layers", "list_layers", "resolve_layers"]
-
-_BATCHES = (2, 3)
-_GLOB = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -42,11 +39,23 @@ class LayerInfo:
     """numbers an image after pooling; 0 when it cannot be pooled"""
     why_not: str
     """why it cannot be pooled; empty when it can"""
+    class_token: bool = False
+    """whether its first token is the class token"""
+    hooks: bool = False
+    """whether it is taken by a forward hook, because torch.fx cannot follow the network"""
 
     @property
     def poolable(self) -> bool:
         """Whether features can be taken from it."""
         return not self.why_not
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The poolings that differ on it: of a layer without positions ``flat`` only."""
+        if not self.poolable:
+            return ()
+        positions = ("avg", "max", "gem") if self.layout != "NC" else ("flat",)
+        return (*positions, "cls", "mean") if self.class_token else positions
 
 
 def list_layers(
@@ -90,7 +99,8 @@ def describe_layers(network: nn.Module, *, size: int, larger: nn.Module | None =
     """List the layers of a network in eval mode, in its order.
 
     The axes of each output are told apart by what moves them: the first must follow the batch, those that grow
-    with the input are positions, the rest are channels.
+    with the input are positions, the rest are channels. An output of three axes that the network says to begin with a
+    class token is (N, L, C), also where the network takes one size only.
 
     Parameters
     ----------
@@ -106,19 +116,19 @@ def describe_layers(network: nn.Module, *, size: int, larger: nn.Module | None =
     TraceError
         When the network cannot be followed, or does not take images of this size.
     """
-    small = trace(share_copy(network, device="meta"))
-    try:
-        outputs = [_outputs(small, batch, size) for batch in _BATCHES]
-    except Exception as exc:
-        kind = type(network).__name__
-        raise TraceError(f"{kind}: does not take images of 3 x {size} x {size}: {exc}") from exc
-    grown = _grown_outputs(larger if larger is not None else network, 2 * size)
-    describe = {name: _describe(name, [*(out[name] for out in outputs), grown.get(name)]) for name in outputs[0]}
-    inputs = {small.names[node] for node in small.names if node.op == "placeholder"}
-    return tuple(
-        _info(layer, small.names[node], *describe[small.names[node]], is_input=small.names[node] in inputs)
-        for layer, node in small.nodes.items()
-    )
+    seen = observe(network, size=size, larger=larger if larger is not None else network)
+    declared = declared_layers(network, seen.nodes)
+    tokens = seen.class_token | {seen.nodes[layer] for layer in declared}
+    found = []
+    for layer, node in seen.nodes.items():
+        runs = [*(run.get(node, type(None)) for run in seen.outputs), seen.grown.get(node)]
+        shape, layout, why_not = _describe(runs, tokens=node in tokens)
+        if node in seen.inputs:
+            layout, why_not = "", "it is the input itself"
+        width = 0 if not layout else shape[0] if layout == "NCHW" else shape[-1]
+        has_token = node in tokens and layout == "NLC"
+        found.append(LayerInfo(layer, node, shape, layout, width, why_not, has_token, seen.hooks))
+    return tuple(found)
 
 
 def resolve_layers(available: Sequence[LayerInfo], patterns: Iterable[str], *, backbone: str = "NAME") -> list[str]:
@@ -137,8 +147,8 @@ def resolve_layers(available: Sequence[LayerInfo], patterns: Iterable[str], *, b
     """
     chosen: set[str] = set()
     for pattern in patterns:
-        chosen |= _match_glob(available, pattern, backbone) if _GLOB.search(pattern) else {pattern}
-        if not _GLOB.search(pattern):
+        chosen |= _match_glob(available, pattern, backbone) if is_glob(pattern) else {pattern}
+        if not is_glob(pattern):
             _require_layer(available, pattern, backbone)
     if not chosen:
         raise UnknownLayerError(f"no layers asked for; `icecore layers {backbone}` lists them")
@@ -153,12 +163,14 @@ def columns_for(
     Raises
     ------
     ValueError
-        When a pooling is unknown, or ``flat`` is asked of a layer with positions.
+        When a pooling is unknown.
+    UnpoolableLayerError
+        When ``flat`` is asked of a layer with positions, or ``cls`` of one without a class token.
     """
     by_name = {layer.name: layer for layer in available}
     parsed = [Pooling.parse(text) for text in poolings]
     columns = [
-        Column(name, pooling_for(info.layout, pooling), info.width, dtype, info.layout)  # type: ignore[arg-type]
+        Column(name, _pooling_of(info, pooling), info.width, dtype, info.layout)  # type: ignore[arg-type]
         for name in layers
         for info in (by_name[name],)
         for pooling in parsed
@@ -166,48 +178,28 @@ def columns_for(
     return tuple(dict.fromkeys(columns))
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps what every node gave."""
-
-    def __init__(self, traced: Trace) -> None:
-        super().__init__(traced.graph_module)
-        self.names = traced.names
-        self.seen: dict[str, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n in self.names:
-            self.seen[self.names[n]] = (value.shape, value.dtype) if isinstance(value, Tensor) else type(value)
-        return value
-
-
-def _outputs(traced: Trace, batch: int, size: int) -> dict[str, Any]:
-    recorder = _Recorder(traced)
-    with torch.inference_mode():
-        recorder.run(torch.empty(batch, 3, size, size, device="meta"))
-    return recorder.seen
-
-
-def _grown_outputs(network: nn.Module, size: int) -> dict[str, Any]:
+def _pooling_of(layer: LayerInfo, pooling: Pooling) -> Pooling:
     try:
-        return _outputs(trace(share_copy(network, device="meta")), _BATCHES[0], size)
-    except Exception:  # noqa: BLE001 - it takes one size only: judged by shape then, see _axes_by_shape
-        return {}
+        return pooling_for(layer.layout, pooling, class_token=layer.class_token)
+    except ValueError as exc:
+        raise UnpoolableLayerError(f"layer {layer.name!r}: {exc}") from exc
 
 
-def _describe(name: str, seen: Sequence[Any]) -> tuple[tuple[int, ...], str, str]:
+def _describe(seen: Sequence[Any], *, tokens: bool) -> tuple[tuple[int, ...], str, str]:
     """Give shape, layout and why it cannot be pooled."""
     if not all(isinstance(value, tuple) for value in seen[:2]):
         return (), "", f"it gives a {seen[0].__name__}, not one tensor"
     shapes = [tuple(value[0]) if isinstance(value, tuple) else None for value in seen]
     first, second, grown = shapes
-    if not first or first[0] != _BATCHES[0] or second != (_BATCHES[1], *first[1:]):
+    if not first or first[0] != BATCHES[0] or second != (BATCHES[1], *first[1:]):
         return first or (), "", "its first axis is not the images of the batch"
     if not seen[0][1].is_floating_point:
         return first[1:], "", f"it holds {seen[0][1]}, not activations"
     if grown is None or len(grown) != len(first):
         grown = None
     layout = _layout(first, grown)
+    if not layout and tokens and grown is None and len(first) == 3:
+        layout = "NLC"
     return first[1:], layout, "" if layout else f"the meaning of its axes {first[1:]} cannot be told"
 
 
@@ -231,13 +223,6 @@ def _layout_by_shape(shape: tuple[int, ...], *, fixed: bool) -> str:
     return ""
 
 
-def _info(name: str, node: str, shape: tuple[int, ...], layout: str, why_not: str, *, is_input: bool) -> LayerInfo:
-    if is_input:
-        layout, why_not = "", "it is the input itself"
-    width = 0 if not layout else shape[0] if layout == "NCHW" else shape[-1]
-    return LayerInfo(name, node, shape, layout, width, why_not)
-
-
 def _require_layer(available: Sequence[LayerInfo], name: str, backbone: str) -> None:
     for layer in available:
         if layer.name == name and layer.poolable:
@@ -248,7 +233,7 @@ def _require_layer(available: Sequence[LayerInfo], name: str, backbone: str) -> 
 
 
 def _match_glob(available: Sequence[LayerInfo], pattern: str, backbone: str) -> set[str]:
-    expression = _expression(pattern)
+    expression = glob_expression(pattern)
     matches = [layer for layer in available if expression.fullmatch(layer.name)]
     if not matches:
         raise _unknown(available, pattern, backbone)
@@ -260,25 +245,6 @@ def _match_glob(available: Sequence[LayerInfo], pattern: str, backbone: str) -> 
         reasons = f"{matches[0].name}: {matches[0].why_not}"
         raise UnpoolableLayerError(f"no layer that {pattern!r} matches in {backbone} can be pooled; {reasons}")
     return set(shortest.values())
-
-
-def _expression(pattern: str) -> re.Pattern[str]:
-    """Translate a glob over dotted names into a regular expression."""
-    out, rest = "", pattern
-    while rest:
-        if rest.startswith("**"):
-            out, rest = out + ".*", rest[2:]
-        elif rest[0] in "*?":
-            out, rest = out + ("[^.]*" if rest[0] == "*" else "[^.]"), rest[1:]
-        elif match := re.match(r"\[(!?)([^\]]+)\]", rest):
-            inside = match[2].replace("\\", r"\\").replace("^", r"\^").replace("[", r"\[")
-            out, rest = out + f"(?!\\.)[{'^' if match[1] else ''}{inside}]", rest[match.end() :]
-        else:
-            out, rest = out + re.escape(rest[0]), rest[1:]
-    try:
-        return re.compile(out)
-    except re.error as exc:
-        raise UnknownLayerError(f"{pattern!r} is not a valid glob: {exc}") from exc
 
 
 def _unknown(available: Sequence[LayerInfo], name: str, backbone: str) -> UnknownLayerError:

@@ -14,6 +14,7 @@ from .pipeline import Batch, Failed, Row, read_batches
 from .recording import Tally, record_batch
 from .report import Prune
 from .trunk import Compilation, Trunk
+from .views import crops_for
 
 __all__ = ["Task", "forward_images"]
 
@@ -66,6 +67,7 @@ def forward_images(
         threads=task.threads,
         is_known=lambda content: writer.is_known(content, columns),
         max_pixels=task.max_pixels,
+        crops=crops_for(task.backbone.views, columns),
     )
     with closing(batches):  # before the writer closes, which the threads ask
         for whole in batches:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from icecore.store import SourceImage
+from icecore.store.contract import FULL
 
 from .errors import ImageError, SourceLostError
 from .images import MAX_PIXELS, load_image
@@ -69,7 +70,7 @@ class Batch:
     outcomes: tuple[Row | Linked | Failed, ...]
     """one an image"""
     pixels: np.ndarray
-    """uint8 (n, 3, crop, crop): one row for each ``Row``, in order; n may be 0"""
+    """uint8 (n, 3, crop, crop), or (n, crops, 3, crop, crop): one row for each ``Row``, in order; n may be 0"""
     seconds: float = 0.0
     """spent on reading and decoding since the batch before, summed over the threads"""
 
@@ -101,6 +102,7 @@ def read_batches(
     threads: int,
     is_known: Callable[[bytes], bool] | None = None,
     max_pixels: int = MAX_PIXELS,
+    crops: Sequence[str] = (FULL,),
 ) -> Generator[Batch]:
     """Read, hash and decode images.
 
@@ -122,6 +124,8 @@ def read_batches(
         a row, duplicates too.
     max_pixels
         Limit of width x height.
+    crops
+        What is cut out of each image, as ``load_image`` takes it.
 
     Yields
     ------
@@ -141,9 +145,9 @@ def read_batches(
 
     def load(image: SourceImage) -> _Loaded:
         began = time.perf_counter()
-        return _load(image, preprocess, is_known, max_pixels)._replace(seconds=time.perf_counter() - began)
+        return _load(image, preprocess, is_known, max_pixels, crops)._replace(seconds=time.perf_counter() - began)
 
-    filling = _Filling(preprocess.crop, batch_size)
+    filling = _Filling(preprocess.crop, batch_size, crops)
     with _in_order(load, images, threads=threads, ahead=batch_size + 2 * threads) as stream:
         for loaded in _while_there(stream):
             filling.add(loaded, is_known)
@@ -171,13 +175,13 @@ def _while_there(stream: Iterator[_Loaded]) -> Iterator[_Loaded]:
 class _Filling:
     """The batch being filled."""
 
-    def __init__(self, side: int, size: int) -> None:
-        self._shape = (size, 3, side, side)
+    def __init__(self, side: int, size: int, crops: Sequence[str]) -> None:
+        self._shape = (size, *(() if tuple(crops) == (FULL,) else (len(crops),)), 3, side, side)
         self._clear()
 
     def _clear(self) -> None:
         self.outcomes: list[Row | Linked | Failed] = []
-        self._pixels = np.empty(self._shape, np.uint8)  # (B, 3, S, S)
+        self._pixels = np.empty(self._shape, np.uint8)  # (B, 3, S, S) or (B, crops, 3, S, S)
         self._n = 0
         self._contents: set[bytes] = set()
         self.finished = 0
@@ -220,7 +224,11 @@ class _Filling:
 
 
 def _load(
-    image: SourceImage, preprocess: Preprocess, is_known: Callable[[bytes], bool] | None, max_pixels: int
+    image: SourceImage,
+    preprocess: Preprocess,
+    is_known: Callable[[bytes], bool] | None,
+    max_pixels: int,
+    crops: Sequence[str],
 ) -> _Loaded:
     try:
         fresh, data, digest = read_image_file(image)
@@ -229,7 +237,7 @@ def _load(
     if is_known is not None and is_known(digest):
         return _Loaded(Row(fresh, digest), None)
     try:
-        return _Loaded(Row(fresh, digest), load_image(data, preprocess, max_pixels=max_pixels))
+        return _Loaded(Row(fresh, digest), load_image(data, preprocess, max_pixels=max_pixels, crops=crops))
     except ImageError as exc:
         return _Loaded(Failed(fresh, exc), None)
 

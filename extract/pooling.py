@@ -25,7 +25,8 @@ def pool(maps: Tensor, layout: str, pooling: Pooling) -> Tensor:
     layout
         ``NCHW``, ``NHWC``, ``NLC`` or ``NC``.
     pooling
-        ``avg``, ``max``, ``gem`` with its exponent, or ``flat`` for ``NC``.
+        ``avg``, ``max``, ``gem`` with its exponent, over all positions; for ``NLC`` also ``cls``, the first token,
+        and ``mean``, the mean of those after it; or ``flat`` for ``NC``.
 
     Returns
     -------
@@ -35,7 +36,7 @@ def pool(maps: Tensor, layout: str, pooling: Pooling) -> Tensor:
     Raises
     ------
     ValueError
-        When ``flat`` meets positions, or another pooling meets none.
+        When ``flat`` meets positions, another pooling meets none, or ``cls`` or ``mean`` meets no list of tokens.
 
     Notes
     -----
@@ -44,10 +45,15 @@ def pool(maps: Tensor, layout: str, pooling: Pooling) -> Tensor:
     sum first, so that x^p cannot overflow.
     """
     maps = maps.float()
-    if (layout == "NC") != (pooling.kind == "flat"):
+    of_tokens = pooling.kind in {"cls", "mean"}
+    if (layout == "NC") != (pooling.kind == "flat") or (of_tokens and layout != "NLC"):
         raise ValueError(f"pooling {pooling.name!r} does not apply to a layer of layout {layout}")
     if layout == "NC":
         return maps
+    if pooling.kind == "cls":
+        return maps[:, 0]
+    if pooling.kind == "mean":
+        return maps[:, 1:].mean(1)
     positions = _POSITIONS[layout]
     if pooling.kind == "avg":
         return maps.mean(positions)
@@ -63,13 +69,16 @@ def _gem(maps: Tensor, positions: tuple[int, ...], p: float) -> Tensor:
     return mean.pow(1.0 / p) * top.flatten(1)
 
 
-def pooling_for(layout: str, pooling: Pooling) -> Pooling:
-    """Give ``flat`` for a layer without positions, whatever was asked, else the pooling asked for.
+def pooling_for(layout: str, pooling: Pooling, *, class_token: bool = False) -> Pooling:
+    """Give the pooling that a layer is stored under.
+
+    A layer without positions is ``flat``, whatever was asked. ``mean``, the mean of the patches, is ``avg`` where no
+    class token stands before them: the same numbers get the same name.
 
     Raises
     ------
     ValueError
-        When ``flat`` is asked of a layer with positions.
+        When ``flat`` is asked of a layer with positions, or ``cls`` of one without a class token.
     """
     if layout == "NC":
         return Pooling("flat")
@@ -77,4 +86,6 @@ def pooling_for(layout: str, pooling: Pooling) -> Pooling:
         raise ValueError(
             f"pooling 'flat' is for layers without positions, not for layout {layout}: use avg, max or gem"
         )
-    return pooling
+    if pooling.kind == "cls" and not class_token:
+        raise ValueError(f"pooling 'cls' is for layers with a class token, and this one ({layout}) has none: use mean")
+    return Pooling("avg") if pooling.kind == "mean" and not class_token else pooling

@@ -16,6 +16,7 @@ from .errors import ImageError
 from .images import load_image
 from .reading import read_image_file
 from .trunk import Trunk
+from .views import crops_for
 
 __all__ = ["LEAST_COSINE", "Precision", "settle_precision"]
 
@@ -47,7 +48,7 @@ def settle_precision(
     best = choose_precision(device, "auto", stored=stored)
     if best in ("fp32", stored):
         return Precision(best, "")
-    sample = list(islice(_pixels(backbone, scan), SAMPLE))
+    sample = list(islice(_pixels(backbone, columns, scan), SAMPLE))
     if not sample:
         return Precision("fp32", "no image of the source could be read to look at")
     pixels = np.stack(sample)
@@ -62,11 +63,12 @@ def settle_precision(
     return Precision("fp32", f"{best} would change features too much: {found}")
 
 
-def _pixels(backbone: Backbone, scan: Scan) -> Iterator[np.ndarray]:
+def _pixels(backbone: Backbone, columns: Sequence[Column], scan: Scan) -> Iterator[np.ndarray]:
+    crops = crops_for(backbone.views, columns)
     for image in islice(scan.images(), _TRIED):
         try:
             _, data, _ = read_image_file(image)
-            yield load_image(data, backbone.preprocess)
+            yield load_image(data, backbone.preprocess, crops=crops)
         except ImageError:
             continue  # the run records what is wrong with it
 

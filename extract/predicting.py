@@ -15,6 +15,7 @@ from .errors import ImageError
 from .images import MAX_PIXELS
 from .pipeline import Failed, default_threads, read_batches
 from .trunk import Trunk
+from .views import crops_for
 
 __all__ = ["features_of"]
 
@@ -76,6 +77,7 @@ def features_of(
         batch_size=size,
         threads=default_threads() if threads is None else threads,
         max_pixels=max_pixels,
+        crops=crops_for(backbone.views, columns),
     )
     with closing(batches):
         for batch in batches:

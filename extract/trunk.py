@@ -6,6 +6,7 @@ So a row does not depend on how many others happened to be in its batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Literal, get_args
@@ -13,15 +14,17 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from icecore.store import Column
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from .backbone import Backbone
 from .compiled import Forward, compiled_forward, is_kept, key_of, pays, seconds_of, speed_up
 from .devices import choose_device, exact_fp32
 from .errors import CompileError
 from .graph import cut, fold_batch_norms, trace
+from .hooked import HookedNetwork
 from .pooling import pool
 from .preprocess import Preprocess
+from .view_passes import ViewPasses
 
 __all__ = ["Compilation", "Trunk"]
 
@@ -82,11 +85,17 @@ class Trunk:
             raise ValueError(f"expected compilation to be {', '.join(get_args(Compilation))}; found {compilation!r}")
         self.device = choose_device(device, precision=precision)
         self.columns, self.batch_size = tuple(columns), batch_size
+        self._passes = ViewPasses(backbone.views, self.columns)
         self._crop = backbone.preprocess.crop
         layers = list(dict.fromkeys(column.layer for column in columns))
         backbone.require(layers)
-        network = fold_batch_norms(cut(trace(backbone.module), layers).eval())
-        self._body = _Body(network, self.columns, layers, backbone.preprocess, precision).eval().to(self.device)
+        network: nn.Module
+        if backbone.hooks:
+            network = HookedNetwork(backbone.module, layers, (batch_size, 3, self._crop, self._crop))
+        else:
+            network = fold_batch_norms(cut(trace(backbone.module), layers).eval())
+        self._body = _Body(network, self._passes.computed, layers, backbone.preprocess, precision)
+        self._body.eval().to(self.device)
         self._forward: Forward = self._body
         self.engine = "eager"
         """``eager``, or ``compiled``"""
@@ -96,12 +105,13 @@ class Trunk:
             self._choose_engine(backbone, precision, compilation, images)
 
     def forward(self, pixels: np.ndarray) -> dict[Column, np.ndarray]:
-        """Compute every column for up to ``batch_size`` images in one pass.
+        """Compute every column for up to ``batch_size`` images, in one pass for each of their views.
 
         Parameters
         ----------
         pixels
-            uint8 of shape (n, 3, crop, crop), as ``load_image`` gives them, 1 <= n <= batch_size.
+            uint8 of shape (n, 3, crop, crop), as ``load_image`` gives them, 1 <= n <= batch_size; or
+            (n, crops, 3, crop, crop) where the views need it, as ``crops_for`` says.
 
         Returns
         -------
@@ -113,18 +123,19 @@ class Trunk:
         ValueError
             When shape or dtype is another.
         """
-        n = len(pixels)
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != (3, self._crop, self._crop) or not 0 < n <= self.batch_size:
+        n, shape = len(pixels), self._passes.shape(self._crop)
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or not 0 < n <= self.batch_size:
+            expected = ", ".join(map(str, shape))
             raise ValueError(
-                f"expected uint8 pixels (1 to {self.batch_size}, 3, {self._crop}, {self._crop}), "
-                f"found {pixels.dtype} {pixels.shape}"
+                f"expected uint8 pixels (1 to {self.batch_size}, {expected}), found {pixels.dtype} {pixels.shape}"
             )
         with torch.inference_mode(), exact_fp32(self.device):
-            pooled = zip(self.columns, self._forward(self._padded(pixels)), strict=True)
-            return {column: rows[:n].cpu().numpy() for column, rows in pooled}
+            pooled = self._passes.run(lambda view: self._forward(self._padded(view)), pixels)
+            return {column: rows[:n].cpu().numpy() for column, rows in zip(self.columns, pooled, strict=True)}
 
     def _padded(self, pixels: np.ndarray) -> Tensor:
-        batch = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
+        rows = len(pixels) if self._body.alone else self.batch_size
+        batch = np.zeros((rows, *pixels.shape[1:]), np.uint8)
         batch[: len(pixels)] = pixels
         return torch.from_numpy(batch).to(self.device)  # (B, 3, S, S)
 
@@ -136,11 +147,16 @@ class Trunk:
             return
         if self.device.type != "cpu":
             raise CompileError(f"compilation = 'always' is for a CPU, and the device is {self.device}")
+        if backbone.hooks:
+            self.why = "layers are taken by forward hooks, and what has these cannot be compiled"
+            if compilation == "always":
+                raise CompileError(f"{self.why}: {backbone.hooks}")
+            return
         key = key_of(
             {
                 "body": _BODY,
                 "contract": backbone.contract(precision=precision).hash,
-                "columns": [[column.name, column.layout, column.width] for column in self.columns],
+                "columns": [[column.name, column.layout, column.width] for column in self._passes.computed],
                 "batch_size": self.batch_size,
             }
         )
@@ -175,7 +191,7 @@ class _Body(nn.Module):
 
     def __init__(
         self,
-        network: fx.GraphModule,
+        network: nn.Module,
         columns: Sequence[Column],
         layers: Sequence[str],
         preprocess: Preprocess,
@@ -183,6 +199,8 @@ class _Body(nn.Module):
     ) -> None:
         super().__init__()
         self._network = network.to(memory_format=torch.channels_last)
+        self.alone = isinstance(network, HookedNetwork) and network.alone
+        """whether each image is run alone, so that no batch need be filled"""
         self._columns, self._layers = tuple(columns), tuple(layers)
         self._autocast = _AUTOCAST.get(precision)
         self.mean: Tensor
@@ -193,13 +211,30 @@ class _Body(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Normalise, run the network, and pool."""
         images = pixels.float().div_(255).sub_(self.mean).div_(self.std)  # (B, 3, S, S)
-        maps = dict(zip(self._layers, self._run(images.contiguous(memory_format=torch.channels_last)), strict=True))
+        images = images.contiguous(memory_format=torch.channels_last)
+        if isinstance(self._network, HookedNetwork):
+            parts = torch.split(images, 1) if self.alone else (images,)
+            rows = zip(*(self._pooled_or_nan(part) for part in parts), strict=True)
+            return tuple(torch.cat(column) for column in rows)
+        maps = dict(zip(self._layers, self._run(images), strict=True))
         return tuple(pool(maps[c.layer], c.layout, c.pooling) for c in self._columns)
 
     def _run(self, images: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(images.device.type, dtype=self._autocast) if self._autocast else nullcontext():
             outputs: tuple[Tensor, ...] = self._network(images)
         return outputs
+
+    def _pooled_or_nan(self, images: Tensor) -> list[Tensor]:
+        """Pool what hooks gave; NaN, which the store refuses, where these images took a way round a layer."""
+        maps: dict[str, Tensor | None] = dict(zip(self._layers, self._run(images), strict=True))
+        found = []
+        for c in self._columns:
+            output = maps[c.layer]
+            fits = output is not None and output.ndim == len(c.layout)
+            rows = pool(output, c.layout, c.pooling) if output is not None and fits else None
+            is_right = rows is not None and rows.shape == (len(images), c.width)
+            found.append(rows if rows is not None and is_right else images.new_full((len(images), c.width), math.nan))
+        return found
 
 
 def _per_channel(values: Sequence[float]) -> Tensor:

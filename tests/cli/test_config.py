@@ -107,7 +107,7 @@ def test_all_faults_are_listed_at_once_with_line_limit_and_suggestion(config: Pa
     [
         ("no equals sign", "expected key=value"),
         ("store.x=1", "store is a value, not a section"),
-        ("backbone.pooling=['mean']", r"backbone.pooling\[0\]: no pooling 'mean': it is avg, max, gem"),
+        ("backbone.pooling=['median']", r"backbone.pooling\[0\]: no pooling 'median': it is avg, max, gem"),
         ("train.layers=[1]", r"train.layers\[0\]: input should be a valid"),
         ("train.models=['svm']", r"train.models.*: input should be 'logistic_regression'"),
         ("set='../x'", "set: string should match pattern"),

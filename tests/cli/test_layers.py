@@ -11,26 +11,28 @@ Icecore = Callable[..., Any]
 
 
 @pytest.mark.parametrize(
-    ("backbone", "layer", "shape", "layout", "width"),
+    ("backbone", "layer", "shape", "layout", "width", "poolings"),
     [
-        ("resnet18", "layer4", [512, 7, 7], "NCHW", 512),
-        ("resnet18", "fc", [1000], "NC", 1000),
-        ("vit_b_16", "encoder.ln", [197, 768], "NLC", 768),  # 14 x 14 patches and the class token
-        ("swin_t", "features.7", [7, 7, 768], "NHWC", 768),
-        ("swin_t", "features.1", [56, 56, 96], "NHWC", 96),
+        ("resnet18", "layer4", [512, 7, 7], "NCHW", 512, "avg max gem"),
+        ("resnet18", "fc", [1000], "NC", 1000, "flat"),
+        ("vit_b_16", "encoder.ln", [197, 768], "NLC", 768, "avg max gem cls mean"),  # 14 x 14 patches, class token
+        ("vit_b_16", "conv_proj", [768, 14, 14], "NCHW", 768, "avg max gem"),
+        ("swin_t", "features.7", [7, 7, 768], "NHWC", 768, "avg max gem"),
+        ("swin_t", "features.1", [56, 56, 96], "NHWC", 96, "avg max gem"),
     ],
 )
 def test_convnet_vit_and_swin_are_listed_with_shape_layout_and_width(
-    icecore: Icecore, backbone: str, layer: str, shape: list[int], layout: str, width: int
+    icecore: Icecore, backbone: str, layer: str, shape: list[int], layout: str, width: int, poolings: str
 ) -> None:
     done = icecore("layers", backbone, "--json")
     assert (done.code, done.outcome["backbone"]) == (0, backbone)
     found = {row["name"]: row for row in done.outcome["layers"]}
-    assert found[layer] == {"name": layer, "shape": shape, "layout": layout, "width": width, "why_not": ""}
+    seen = {"name": layer, "shape": shape, "layout": layout, "width": width, "why_not": "", "hooks": False}
+    assert found[layer] == {**seen, "poolings": poolings.split()}
     assert all(row["width"] for row in found.values())
     told = icecore("layers", backbone).text.splitlines()
-    assert told[0].split() == ["layer", "shape", "layout", "pooled", "width"]
-    assert [layer, "x".join(map(str, shape)), layout, str(width)] in [line.split() for line in told]
+    assert told[0].split() == ["layer", "shape", "layout", "pooled", "width", "poolings"]
+    assert [layer, "x".join(map(str, shape)), layout, str(width), *poolings.split()] in [line.split() for line in told]
 
 
 def test_patterns_choose_and_keep_the_order_of_the_network(icecore: Icecore) -> None:
