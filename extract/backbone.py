@@ -170,8 +170,8 @@ def load_backbone(
     chosen = chosen.changed(changes)
     names = view_names(views)
     require_room(names, chosen)
-    hooks = "" if builder.is_torchvision else _prove(module, size=chosen.crop)
-    told = {"layers": f"forward hooks: {hooks}"} if hooks else {}
+    hooks, alone = ("", False) if builder.is_torchvision else _prove(module, size=chosen.crop)
+    told = {"layers": f"forward hooks{', each image alone' if alone else ''}: {hooks}"} if hooks else {}
     return Backbone(
         builder=builder,
         module=module,
@@ -269,14 +269,13 @@ def _load(
     return load_into(module, read_weights(path), where=path), str(path.absolute())
 
 
-def _prove(module: nn.Module, *, size: int) -> str:
-    """Return when one's own network can be used; give why hooks are needed for it, or nothing."""
+def _prove(module: nn.Module, *, size: int) -> tuple[str, bool]:
+    """Return when one's own network can be used; give why hooks are needed, or nothing, and if images run alone."""
     try:
         require_faithful(module, size=size)
     except UntraceableError as exc:
-        require_steady(module, size=size, why=str(exc))
-        return str(exc)
-    return ""
+        return str(exc), require_steady(module, size=size, why=str(exc))
+    return "", False
 
 
 def _hash(builder: Builder, module: nn.Module, loading: Loading, *, hooks: bool) -> str:

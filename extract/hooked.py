@@ -45,7 +45,7 @@ def watch(network: nn.Module, images: Tensor) -> Watched:
     def keep(path: str, output: Any) -> None:
         giver = path
         if isinstance(output, Tensor):
-            giver, _ = givers.setdefault((id(output), output._version), (path, output))  # noqa: SLF001 - in-place ones
+            giver, _ = givers.setdefault((id(output), _changes(output)), (path, output))
         seen.outputs.pop(path, None)
         seen.outputs[path] = output.clone() if isinstance(output, Tensor) else type(output)
         seen.calls[path] += 1
@@ -107,8 +107,8 @@ class HookedNetwork(nn.Module):
         return tuple(kept.get(layer) for layer in self._layers)
 
 
-def require_steady(network: nn.Module, *, size: int, why: str) -> None:
-    """Return when a network that hooks are to watch gives the same for the same image.
+def require_steady(network: nn.Module, *, size: int, why: str) -> bool:
+    """Return when a network that hooks are to watch gives the same for the same image; True if each must run alone.
 
     Parameters
     ----------
@@ -139,10 +139,16 @@ def require_steady(network: nn.Module, *, size: int, why: str) -> None:
         raise TraceError(f"{kind}: {path} differs when the same images come again; it must not draw random numbers")
     if path := _differing(once, others, images=len(batch), rows=1):
         raise TraceError(f"{kind}: {path} of an image depends on the other images of its batch; it must not mix them")
+    return is_alone
 
 
 class _EnoughError(BaseException):
     """Ends a run; not an Exception, which the network might catch."""
+
+
+def _changes(tensor: Tensor) -> int:
+    """Count how often a tensor was changed in place; 0 where torch does not, for a network's own inference mode."""
+    return 0 if tensor.is_inference() else int(tensor._version)  # noqa: SLF001 - torch has no other name for it
 
 
 def _hooks(network: nn.Module, paths: Sequence[str], keep: Callable[[str, Any], None]) -> ExitStack:

@@ -72,6 +72,11 @@ class Sometimes(Base):                             # the deep layer is for dark 
             y = self.deep(y)
         return self.head(y.mean((2, 3)))
 
+class Inference(Shapes):
+    @torch.inference_mode()
+    def forward(self, x):
+        return super().forward(x)
+
 class Random(Base):
     def forward(self, x):
         return self.stem(x + torch.rand(x.shape[-1] if x.shape[-1] % 2 == 0 else 1))
@@ -95,6 +100,7 @@ class Picky(Base):
 def shapes(): return Shapes()
 def values(): return Values()
 def sometimes(): return Sometimes()
+def inference(): return Inference()
 def random(): return Random()
 def mixing(): return Mixing()
 def bare(): return Bare()
@@ -151,11 +157,12 @@ def compute(backbone: Backbone, layers: list[str], batch: np.ndarray, batch_size
     return list(Trunk(backbone, columns, device="cpu", batch_size=batch_size).forward(batch).values())
 
 
+@pytest.mark.parametrize("name", ["shapes", "inference"])
 @pytest.mark.parametrize("layers", [["stem", "norm", "body", "deep"], ["norm"], ["body.0", "stem"]])
 def test_layers_are_what_plain_hooks_see_also_before_an_inplace_relu_and_in_the_last_of_three_calls(
-    layers: list[str], load: Callable[..., Backbone]
+    layers: list[str], name: str, load: Callable[..., Backbone]
 ) -> None:
-    backbone = load("shapes", offset=0.5)
+    backbone = load(name, offset=0.5)
     assert "torch.fx cannot follow it" in backbone.hooks
     for layer, rows in zip(layers, compute(backbone, layers, pixels(5)), strict=True):
         expected = np.stack(hooked(backbone.module, layer, pixels(5)))
@@ -218,7 +225,9 @@ def test_extract_and_predict_work_with_hooks(
     write: Callable[..., str], extract: Extract, photos: Path, tmp_path: Path
 ) -> None:
     report = extract(backbone_name=f"{write()}:values", layers=["norm", "relu"], views=["flip"], compilation="auto")
-    assert report.source["layers"].startswith("forward hooks: Values: torch.fx cannot follow it (symbolically traced")
+    assert report.source["layers"].startswith(
+        "forward hooks, each image alone: Values: torch.fx cannot follow it (symbolically traced"
+    )
     assert (report.forwarded, report.engine) == (8, "eager")
     assert "forward hooks, and what has these cannot be compiled" in report.why
     files = sorted(photos.rglob("*.png"))
