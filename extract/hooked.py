@@ -2,7 +2,7 @@
 
 Layers are paths of modules then, and a module that is called twice gives its last output, as in a graph. Whether a
 network looks at values (``if x.sum() > 0``) is found out by running it on the meta device, where there are none. One
-that does not always calls the same modules: it is run in batches, and only until the last layer asked for is there.
+that does not calls the same modules each time: it is run in batches, and only until the last layer asked for is there.
 One that does may decide another way for other images: it is run whole, and for each image alone, so that no image's
 features depend on its neighbours.
 """
