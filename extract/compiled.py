@@ -3,7 +3,7 @@
 Each time it is loaded it is held against the pass that it stands for.
 Compiling takes 8 to 20 seconds on two cores, and on most networks gives code that is 1.1 to 2.5 times as fast
 (``benchmarks/RESULTS.md``). What is kept has the weights in it, and its name is a hash of all that it was made of:
-weights, layers, batch, precision, torch, processor, threads. Beside it stands how fast it was.
+weights, layers, batch, precision, torch, processor. Beside it stands how fast it was.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from icecore.store.durable import write_bytes
 from torch import Tensor, nn
 
 from .errors import CompileError
+from .native import NativeForward, unpack
 
 __all__ = [
     "Forward",
@@ -72,14 +73,15 @@ def key_of(facts: Mapping[str, Any]) -> str:
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
         "flags": _processor_flags(),
-        "threads": torch.get_num_threads(),
+        "threads": 1,
     }
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
 def is_kept(key: str) -> bool:
     """Say whether it has been compiled already."""
-    return _path(key).with_suffix(".json").is_file()
+    path = _path(key)
+    return path.is_file() and path.with_suffix(".json").is_file()
 
 
 def require_compiler() -> None:
@@ -111,8 +113,10 @@ def speed_up(key: str) -> float | None:
         return None
 
 
-def compiled_forward(key: str, body: nn.Module, example: Tensor, *, precision: str) -> Forward:
+def compiled_forward(key: str, body: nn.Module, example: Tensor, *, precision: str, at_once: int = 1) -> Forward:
     """Give the compiled form of a forward pass, from disk where it is kept, and else compile and keep it.
+
+    It runs on the thread that calls it, and on no other.
 
     Parameters
     ----------
@@ -124,6 +128,8 @@ def compiled_forward(key: str, body: nn.Module, example: Tensor, *, precision: s
         A batch, of the only shape that the result will take.
     precision
         ``fp32`` or ``bf16``: how much alike the two must be.
+    at_once
+        Passes that may run side by side, from as many threads.
 
     Raises
     ------
@@ -138,7 +144,7 @@ def compiled_forward(key: str, body: nn.Module, example: Tensor, *, precision: s
     else:
         _require_sound(path)
     try:
-        forward: Forward = torch._inductor.aoti_load_package(os.fspath(path))  # noqa: SLF001 - its documented place
+        forward = NativeForward(path, example.shape, at_once)
         worst = _likeness(body(example), forward(example))
     except (RuntimeError, OSError) as exc:
         _delete(path)
@@ -157,23 +163,26 @@ def compiled_forward(key: str, body: nn.Module, example: Tensor, *, precision: s
 
 
 def _path(key: str) -> Path:
-    return cache_folder() / "compiled" / f"{key}.pt2"
+    return cache_folder() / "compiled" / f"{key}.so"
 
 
 def _compile(path: Path, body: nn.Module, example: Tensor) -> None:
     require_compiler()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        unfinished = Path(folder) / "network.pt2"
+        package, library = Path(folder) / "network.pt2", Path(folder) / "network.so"
         try:
             with torch.no_grad():
                 exported = torch.export.export(body, (example,))
                 torch._inductor.aoti_compile_and_package(  # noqa: SLF001 - likewise
-                    exported, package_path=os.fspath(unfinished), inductor_configs={"freezing": True}
+                    exported, package_path=os.fspath(package), inductor_configs={"freezing": True, "cpp.threads": 1}
                 )
+            unpack(package, library)
+        except CompileError:
+            raise
         except Exception as exc:  # export and inductor raise whatever their many parts do
             raise CompileError(f"cannot be compiled ({type(exc).__name__}: {_first_line(exc)})") from exc
-        unfinished.replace(path)
+        library.replace(path)
     _trim(path.parent)
 
 
@@ -192,7 +201,7 @@ def _without_chatter() -> Iterator[None]:
 def _trim(folder: Path) -> None:
     """Delete what was not used for longest, beyond the bytes that are kept."""
     found = []
-    for path in folder.glob("*.pt2"):
+    for path in folder.glob("*.so"):
         with contextlib.suppress(FileNotFoundError):  # another process trims, too
             found.append((path.stat().st_mtime_ns, path.stat().st_size, path))
     total = 0

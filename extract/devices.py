@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from .errors import DeviceError
-from .pipeline import default_threads
 
 __all__ = ["choose_device", "choose_precision", "default_batch_size", "exact_fp32"]
 
@@ -74,33 +74,71 @@ def choose_precision(device: torch.device, precision: str, *, stored: str | None
 
 
 def default_batch_size(device: torch.device) -> int:
-    """Give the images of a pass: 64 on CUDA; on a CPU two a core, from 4 to 64.
+    """Give the images of a pass: 64 on CUDA, 4 on a CPU.
 
     Large activations cost a CPU more in fresh memory than large batches win: on two cores mobilenet_v2 forwards 77
     images a second at 4, 57 at 16 and 38 at 64, squeezenet1_1 227, 196 and 81, resnet18 53, 45 and 38.
     """
-    return 64 if device.type == "cuda" else min(64, max(4, 2 * default_threads()))
+    return 64 if device.type == "cuda" else 4
 
 
 @contextmanager
 def exact_fp32(device: torch.device) -> Iterator[None]:
-    """Keep float32 products in float32 (cuDNN takes TF32 by default) and convolutions repeatable."""
-    if device.type == "cuda":
-        backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]
-    else:
-        backends = [torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv]  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    deterministic, benchmark = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    """Keep float32 products in float32 (cuDNN takes TF32 by default) and convolutions repeatable.
+
+    The settings are the process's; with the last of the threads that asked for them they are as before.
+    """
+    settings = _EXACT[device.type]
+    settings.enter()
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        if device.type == "cuda":
-            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark
+        settings.leave()
+
+
+class _Exact:
+    """Settings of a kind of device, held for as long as somebody needs them."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._restore: Callable[[], None] = lambda: None
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._holders:
+                self._set()
+            self._holders += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if not self._holders:
+                self._restore()
+
+    def _set(self) -> None:
+        if self._kind == "cuda":
+            backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]
+        else:
+            backends = [torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv]  # type: ignore[attr-defined]
+        before = [backend.fp32_precision for backend in backends]
+        cudnn = torch.backends.cudnn
+        deterministic, benchmark = cudnn.deterministic, cudnn.benchmark
+
+        def restore() -> None:
+            for backend, value in zip(backends, before, strict=True):
+                backend.fp32_precision = value
+            cudnn.deterministic, cudnn.benchmark = deterministic, benchmark
+
+        self._restore = restore
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        if self._kind == "cuda":
+            cudnn.deterministic, cudnn.benchmark = True, False
+
+
+_EXACT = {kind: _Exact(kind) for kind in ("cpu", "cuda")}
 
 
 def _cuda_or_cpu(device: str) -> torch.device:

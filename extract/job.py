@@ -102,7 +102,7 @@ def extract_images(
         ``auto``: on a CPU the forward pass is compiled where it was before, or where so many images wait that it pays;
         ``always``, or ``never``. What was compiled is kept in ``ICECORE_CACHE`` or the user's cache folder.
     batch_size
-        Images of a forward pass; shorter batches are padded to it. Default: 64 on CUDA, two a core on a CPU.
+        Images of a forward pass; shorter batches are padded to it. Default: 64 on CUDA, 4 on a CPU.
     threads
         Decoding threads; 0 decodes between the passes. Default: one for each processor that the process may
         use, at most 32.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-import numpy as np
 from icecore.store import Column, Scan, SourceImage, Writer
 
 from .backbone import Backbone
+from .line import Line
 from .pipeline import Batch, Failed, Row, read_batches
 from .recording import Tally, record_batch
 from .report import Prune
@@ -57,30 +57,30 @@ def forward_images(
     Gives the images that must be read for all columns instead: their files have changed since the plan was made,
     and their new content lacks others, too. Nothing is recorded of these.
     """
-    trunk: Trunk | None = None  # made for the first batch that has rows
     others = [column for column in task.columns if column not in columns]
     strays: list[SourceImage] = []
+    line = Line(lambda: _trunk(task, columns, tally))
     batches = read_batches(
         images,
         preprocess=task.backbone.preprocess,
         batch_size=task.batch_size,
         threads=task.threads,
-        is_known=lambda content: writer.is_known(content, columns),
+        is_known=lambda content: content in line.contents or writer.is_known(content, columns),
         max_pixels=task.max_pixels,
         crops=crops_for(task.backbone.views, columns),
     )
-    with closing(batches):  # before the writer closes, which the threads ask
-        for whole in batches:
-            batch = _without_strays(whole, strays, writer, others) if others else whole
-            features: Mapping[Column, np.ndarray] = {}
-            tally.seconds["decode"] += whole.seconds
-            if batch.rows:
-                with tally.timed("forward"):
-                    trunk = trunk or _trunk(task, columns, tally)
-                    features = trunk.forward(batch.pixels)
+
+    def ours() -> Iterator[Batch]:
+        for batch in batches:
+            tally.seconds["decode"] += batch.seconds
+            yield _without_strays(batch, strays, writer, others) if others else batch
+
+    with closing(line), closing(batches):  # before the writer, which the threads of the latter ask
+        for batch, features in line.through(ours()):
             with tally.timed("write"):
                 record_batch(writer, batch, features, tally)
             tally.add(len(batch.outcomes))
+    tally.seconds["forward"] += line.seconds
     return strays
 
 

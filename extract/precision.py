@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from typing import NamedTuple
 
@@ -52,15 +53,17 @@ def settle_precision(
     if not sample:
         return Precision("fp32", "no image of the source could be read to look at")
     pixels = np.stack(sample)
-    exact, rough = (
-        Trunk(backbone, columns, device=str(device), precision=precision, batch_size=len(pixels)).forward(pixels)
-        for precision in ("fp32", best)
-    )
+    found = []
+    for precision in ("fp32", best):
+        trunk = Trunk(backbone, columns, device=str(device), precision=precision, batch_size=len(pixels))
+        with closing(trunk):
+            found.append(trunk.forward(pixels))
+    exact, rough = found
     worst = _worst_cosine(exact, rough)
     if worst >= LEAST_COSINE:
         return Precision(best, "")
-    found = f"cosine {worst:.4f} to fp32 on {len(pixels)} images, expected {LEAST_COSINE} or more"
-    return Precision("fp32", f"{best} would change features too much: {found}")
+    told = f"cosine {worst:.4f} to fp32 on {len(pixels)} images, expected {LEAST_COSINE} or more"
+    return Precision("fp32", f"{best} would change features too much: {told}")
 
 
 def _pixels(backbone: Backbone, columns: Sequence[Column], scan: Scan) -> Iterator[np.ndarray]:

@@ -13,6 +13,7 @@ from .backbone import Backbone
 from .devices import choose_device, default_batch_size
 from .errors import ImageError
 from .images import MAX_PIXELS
+from .line import Line
 from .pipeline import Failed, default_threads, read_batches
 from .trunk import Trunk
 from .views import crops_for
@@ -71,6 +72,7 @@ def features_of(
         compilation="auto",
         images=len(paths),
     )
+    line = Line(lambda: trunk)
     batches = read_batches(
         [SourceImage(id=str(path), path=path, size=0, mtime_ns=0, ctime_ns=0) for path in paths],
         preprocess=backbone.preprocess,
@@ -79,15 +81,15 @@ def features_of(
         max_pixels=max_pixels,
         crops=crops_for(backbone.views, columns),
     )
-    with closing(batches):
-        for batch in batches:
-            features = _rounded(trunk.forward(batch.pixels)) if batch.rows else {}
+    with closing(trunk), closing(batches):
+        for batch, features in line.through(batches):
+            rounded = _rounded(features)
             position = 0
             for outcome in batch.outcomes:
                 if isinstance(outcome, Failed):
                     yield outcome.image.path, outcome.error
                     continue
-                yield outcome.image.path, _one(features, position)
+                yield outcome.image.path, _one(rounded, position)
                 position += 1
 
 

@@ -7,8 +7,9 @@ So a row does not depend on how many others happened to be in its batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,13 +18,16 @@ from icecore.store import Column
 from torch import Tensor, nn
 
 from .backbone import Backbone
-from .compiled import Forward, compiled_forward, is_kept, key_of, pays, seconds_of, speed_up
-from .devices import choose_device, exact_fp32
+from .compiled import compiled_forward, is_kept, key_of, pays, seconds_of, speed_up
+from .devices import choose_device
 from .errors import CompileError
 from .graph import cut, fold_batch_norms, trace
 from .hooked import HookedNetwork
+from .lanes import Lanes
+from .pipeline import default_threads
 from .pooling import pool
 from .preprocess import Preprocess
+from .streams import CudaPlatform, Halving, Streams
 from .view_passes import ViewPasses
 
 __all__ = ["Compilation", "Trunk"]
@@ -34,12 +38,12 @@ Compilation = Literal["auto", "always", "never"]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FEWEST = 400
 """Images below which ``auto`` does not even measure whether to compile."""
-_BODY = 1
+_BODY = 2
 """Counts the changes of ``_Body`` after which what was compiled of it before is another function."""
 
 
 class Trunk:
-    """A backbone cut after the deepest of the columns' layers, on its device.
+    """A backbone cut after the deepest of the columns' layers, on its device. Close it when it is no longer needed.
 
     The backbone's module is moved to the device (it is shared, not copied).
 
@@ -54,7 +58,7 @@ class Trunk:
     batch_size
         Images of every pass, 1 or more.
     compilation
-        ``auto``, ``always`` (CPU only) or ``never``.
+        ``auto``, ``always`` or ``never``: on a CPU, compile the pass; on a GPU, record it as a CUDA graph.
     images
         Number of images that wait, by which ``auto`` decides.
 
@@ -85,7 +89,7 @@ class Trunk:
             raise ValueError(f"expected compilation to be {', '.join(get_args(Compilation))}; found {compilation!r}")
         self.device = choose_device(device, precision=precision)
         self.columns, self.batch_size = tuple(columns), batch_size
-        self._passes = ViewPasses(backbone.views, self.columns)
+        self._views = ViewPasses(backbone.views, self.columns)
         self._crop = backbone.preprocess.crop
         layers = list(dict.fromkeys(column.layer for column in columns))
         backbone.require(layers)
@@ -94,78 +98,122 @@ class Trunk:
             network = HookedNetwork(backbone.module, layers, (batch_size, 3, self._crop, self._crop))
         else:
             network = fold_batch_norms(cut(trace(backbone.module), layers).eval())
-        self._body = _Body(network, self._passes.computed, layers, backbone.preprocess, precision)
+        self._body = _Body(network, self._views.computed, layers, backbone.preprocess, precision)
         self._body.eval().to(self.device)
-        self._forward: Forward = self._body
         self.engine = "eager"
-        """``eager``, or ``compiled``"""
+        """``eager``, ``compiled``, or ``graph``"""
         self.why = ""
         """why it is not compiled, where that was to be decided"""
-        with torch.inference_mode(), exact_fp32(self.device):
-            self._choose_engine(backbone, precision, compilation, images)
+        self._runner: Lanes | Halving
+        if self.device.type == "cuda":
+            self._runner = self._on_gpu(backbone, compilation)
+        else:
+            count = 1 if backbone.hooks else default_threads()  # hooks would see the passes beside theirs
+            self._runner = lanes = Lanes(
+                self._body, batch_size, count, threads=default_threads() // count, fills=not self._body.alone
+            )
+            try:
+                lanes.call(partial(self._choose_engine, lanes, backbone, precision, compilation, images))
+            except BaseException:
+                lanes.close()
+                raise
 
-    def forward(self, pixels: np.ndarray) -> dict[Column, np.ndarray]:
-        """Compute every column for up to ``batch_size`` images, in one pass for each of their views.
+    @property
+    def at_once(self) -> int:
+        """Batches that may be under way: on a CPU two for each core, on a GPU one more than it works at."""
+        return self._runner.at_once
+
+    @property
+    def pass_size(self) -> int:
+        """Images of a pass: ``batch_size``, or what of it the device's memory had room for."""
+        return self._runner.size
+
+    @property
+    def seconds(self) -> float:
+        """Time that the device was at work; on a CPU the mean of its lanes."""
+        return self._runner.seconds
+
+    def start(self, pixels: np.ndarray) -> Callable[[], dict[Column, np.ndarray]]:
+        """Begin a batch: one pass for each view of its images.
 
         Parameters
         ----------
         pixels
             uint8 of shape (n, 3, crop, crop), as ``load_image`` gives them, 1 <= n <= batch_size; or
-            (n, crops, 3, crop, crop) where the views need it, as ``crops_for`` says.
+            (n, crops, 3, crop, crop) where the views need it, as ``crops_for`` says. Left alone until the passes
+            have ended.
 
         Returns
         -------
-        dict
-            Column to float32 of shape (n, column.width), rows in the order of ``pixels``.
+        callable
+            To be called once: waits for the end, and gives column to float32 of shape (n, column.width), rows in the
+            order of ``pixels``.
 
         Raises
         ------
         ValueError
             When shape or dtype is another.
         """
-        n, shape = len(pixels), self._passes.shape(self._crop)
+        n, shape = len(pixels), self._views.shape(self._crop)
         if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or not 0 < n <= self.batch_size:
             expected = ", ".join(map(str, shape))
             raise ValueError(
                 f"expected uint8 pixels (1 to {self.batch_size}, {expected}), found {pixels.dtype} {pixels.shape}"
             )
-        with torch.inference_mode(), exact_fp32(self.device):
-            pooled = self._passes.run(lambda view: self._forward(self._padded(view)), pixels)
-            return {column: rows[:n].cpu().numpy() for column, rows in zip(self.columns, pooled, strict=True)}
+        wait = self._views.start(self._runner.start, pixels)
+        return lambda: dict(zip(self.columns, wait(), strict=True))
 
-    def _padded(self, pixels: np.ndarray) -> Tensor:
-        rows = len(pixels) if self._body.alone else self.batch_size
-        batch = np.zeros((rows, *pixels.shape[1:]), np.uint8)
-        batch[: len(pixels)] = pixels
-        return torch.from_numpy(batch).to(self.device)  # (B, 3, S, S)
+    def forward(self, pixels: np.ndarray) -> dict[Column, np.ndarray]:
+        """Begin a pass and wait for it; see ``start``."""
+        return self.start(pixels)()
 
-    def _choose_engine(self, backbone: Backbone, precision: str, compilation: Compilation, images: int) -> None:
-        """Compile the pass where that is asked for, or was done before, or pays."""
-        if compilation == "never":
-            return
-        if self.device.type != "cpu" and compilation == "auto":
-            return
-        if self.device.type != "cpu":
-            raise CompileError(f"compilation = 'always' is for a CPU, and the device is {self.device}")
-        if backbone.hooks:
-            self.why = "layers are taken by forward hooks, and what has these cannot be compiled"
-            if compilation == "always":
-                raise CompileError(f"{self.why}: {backbone.hooks}")
-            return
-        key = key_of(
+    def close(self) -> None:
+        """Wait for what has begun and let go of threads and memory."""
+        self._runner.close()
+
+    def _on_gpu(self, backbone: Backbone, compilation: Compilation) -> Halving:
+        record = compilation != "never" and not self._is_hooked(backbone, compilation)
+        platform = CudaPlatform(self.device)
+        widths = [column.width for column in self._views.computed]
+
+        def make(size: int) -> Streams:
+            shape = (size, 3, self._crop, self._crop)
+            return Streams(self._body, shape, widths, platform, record=record, fills=not self._body.alone)
+
+        self.engine = "graph" if record else "eager"
+        return Halving(make, self.batch_size, torch.cuda.empty_cache)
+
+    def _is_hooked(self, backbone: Backbone, compilation: Compilation) -> bool:
+        if not backbone.hooks:
+            return False
+        self.why = "layers are taken by forward hooks, and what has these cannot be compiled"
+        if compilation == "always":
+            raise CompileError(f"{self.why}: {backbone.hooks}")
+        return True
+
+    def _key(self, backbone: Backbone, precision: str) -> str:
+        return key_of(
             {
                 "body": _BODY,
                 "contract": backbone.contract(precision=precision).hash,
-                "columns": [[column.name, column.layout, column.width] for column in self._passes.computed],
+                "columns": [[column.name, column.layout, column.width] for column in self._views.computed],
                 "batch_size": self.batch_size,
             }
         )
+
+    def _choose_engine(
+        self, lanes: Lanes, backbone: Backbone, precision: str, compilation: Compilation, images: int
+    ) -> None:
+        """Compile the pass where that is asked for, or was done before, or pays."""
+        if compilation == "never" or self._is_hooked(backbone, compilation):
+            return
+        key = self._key(backbone, precision)
         example = self._example()
-        if compilation == "auto" and not is_kept(key) and not self._would_pay(images, example):
+        if compilation == "auto" and not is_kept(key) and not self._would_pay(images, example, lanes.count):
             self.why = f"{images:,} images are too few to compile for"
             return
         try:
-            forward = compiled_forward(key, self._body, example, precision=precision)
+            forward = compiled_forward(key, self._body, example, precision=precision, at_once=lanes.count)
         except CompileError as exc:
             if compilation == "always":
                 raise
@@ -174,10 +222,10 @@ class Trunk:
         if compilation == "auto" and (speed_up(key) or 1.0) < 1.0:
             self.why = "compiled it was slower on this machine"
             return
-        self._forward, self.engine = forward, "compiled"
+        lanes.forward, self.engine = forward, "compiled"
 
-    def _would_pay(self, images: int, example: Tensor) -> bool:
-        return images >= FEWEST and pays(images, seconds_of(self._body, example) / self.batch_size)
+    def _would_pay(self, images: int, example: Tensor, at_once: int) -> bool:
+        return images >= FEWEST and pays(images, seconds_of(self._body, example) / self.batch_size / at_once)
 
     def _example(self) -> Tensor:
         """Give a batch of noise, the same each time."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 from icecore.store import Column
 from icecore.store.contract import FULL
-from torch import Tensor
 
 from .views import crop_of, crops_for, is_mirrored
 
@@ -34,7 +34,7 @@ class ViewPasses:
             raise ValueError(f"features averaged over {', '.join(self._averaged)} have no views {', '.join(own)}")
         self._views = self._averaged or tuple(own)
         self.crops = crops_for(averaged, columns)
-        """crops of each image, in the order in which ``run`` takes them"""
+        """crops of each image, in the order in which ``start`` takes them"""
         self.computed = tuple(dict.fromkeys(replace(column, view=FULL) for column in columns))
         """what each pass computes"""
 
@@ -42,26 +42,29 @@ class ViewPasses:
         """Give the shape of an image's pixels: (3, side, side), or (crops, 3, side, side)."""
         return (3, side, side) if self.crops == (FULL,) else (len(self.crops), 3, side, side)
 
-    def run(self, forward: Callable[[np.ndarray], Sequence[Tensor]], pixels: np.ndarray) -> list[Tensor]:
-        """Compute the columns asked for, in their order.
+    def start(
+        self, begin: Callable[[np.ndarray], Callable[[], list[np.ndarray]]], pixels: np.ndarray
+    ) -> Callable[[], list[np.ndarray]]:
+        """Begin a pass for each view; what is given waits for them and makes the columns asked for, in their order.
 
         Parameters
         ----------
-        forward
-            From pixels of one view, uint8 (n, 3, S, S), to ``computed``: float32 (rows, D) each.
+        begin
+            Begins a pass over pixels of one view, uint8 (n, 3, S, S); what it gives waits for ``computed``: float32
+            (n, D) each.
         pixels
             uint8 (n, 3, S, S) or (n, crops, 3, S, S), as ``shape`` says.
         """
-        if not self._averaged:
-            found = {view: forward(self._view(pixels, view)) for view in self._views}
-            place = {column: index for index, column in enumerate(self.computed)}
-            return [found[column.view][place[replace(column, view=FULL)]] for column in self._columns]
-        first, *others = self._views
-        sums = [rows.clone() for rows in forward(self._view(pixels, first))]
-        for view in others:
-            for total, rows in zip(sums, forward(self._view(pixels, view)), strict=True):
-                total += rows
-        return [total / len(self._views) for total in sums]
+        waits = [begin(self._view(pixels, view)) for view in self._views]
+        return lambda: self._combined([wait() for wait in waits])
+
+    def _combined(self, found: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
+        if self._averaged:
+            count = np.float32(len(found))
+            return [reduce(np.add, rows) / count for rows in zip(*found, strict=True)]
+        of_view = dict(zip(self._views, found, strict=True))
+        place = {column: index for index, column in enumerate(self.computed)}
+        return [of_view[column.view][place[replace(column, view=FULL)]] for column in self._columns]
 
     def _view(self, pixels: np.ndarray, view: str) -> np.ndarray:
         shown = pixels if self.crops == (FULL,) else pixels[:, self.crops.index(crop_of(view))]  # (n, 3, S, S)

@@ -155,11 +155,11 @@ def matrix(tmp_path: Path) -> Callable[..., tuple[list[str], np.ndarray]]:
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of images of each forward pass."""
     seen: list[int] = []
-    plain = Trunk.forward
+    plain = Trunk.start
 
     def counting(self: Trunk, pixels: np.ndarray) -> Any:
         seen.append(len(pixels))
         return plain(self, pixels)
 
-    monkeypatch.setattr(Trunk, "forward", counting)
+    monkeypatch.setattr(Trunk, "start", counting)
     return seen

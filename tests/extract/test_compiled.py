@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from icecore.extract import Backbone, CompileError, Preprocess, choose_precision
 from icecore.extract import compiled as room
 from icecore.extract.graph import cut, fold_batch_norms, trace
 from icecore.extract.layers import columns_for
+from icecore.extract.native import unpack
 from icecore.extract.precision import settle_precision
 from icecore.extract.trunk import Trunk
 from icecore.store import Column, scan_folder
@@ -61,7 +63,7 @@ def make(network: Any) -> Callable[..., Trunk]:
 @pytest.fixture
 def kept() -> list[Path]:
     """What is kept now, the newest last."""
-    return sorted((room.cache_folder() / "compiled").glob("*.pt2"), key=lambda path: path.stat().st_mtime_ns)
+    return sorted((room.cache_folder() / "compiled").glob("*.so"), key=lambda path: path.stat().st_mtime_ns)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def one(network: Any) -> Path:
     """The compiled form of the network of seed 0, for batches of 2, in fp32."""
     backbone, columns = network()
     Trunk(backbone, columns, device="cpu", batch_size=2, compilation="always")
-    return max((room.cache_folder() / "compiled").glob("*.pt2"), key=lambda path: path.stat().st_mtime_ns)
+    return max((room.cache_folder() / "compiled").glob("*.so"), key=lambda path: path.stat().st_mtime_ns)
 
 
 def pixels(n: int) -> np.ndarray:
@@ -111,9 +113,9 @@ def test_a_form_with_other_weights_is_found_out_and_deleted(one: Path, make: Cal
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("icecore.extract.trunk.is_kept", lambda key: seen.append(key) or False)
         make(seed=3, compilation="auto")
-    wrong = one.with_name(f"{seen[0]}.pt2")
+    wrong = one.with_name(f"{seen[0]}.so")
     for compilation in ("auto", "always"):
-        for suffix in (".pt2", ".json"):
+        for suffix in (".so", ".json"):
             shutil.copy(one.with_suffix(suffix), wrong.with_suffix(suffix))
         if compilation == "auto":
             trunk = make(seed=3, compilation="auto")
@@ -128,6 +130,7 @@ def test_a_form_with_other_weights_is_found_out_and_deleted(one: Path, make: Cal
 def test_a_damaged_file_is_deleted_and_told(one: Path, make: Callable[..., Trunk]) -> None:
     sound, notes = one.read_bytes(), one.with_suffix(".json").read_bytes()
     for damaged in (sound[: len(sound) // 2], sound[:5000] + b"?" + sound[5001:]):
+        one.unlink()  # what is in use stays mapped
         one.write_bytes(damaged)
         trunk = make(compilation="auto")
         assert trunk.engine == "eager"
@@ -158,27 +161,50 @@ def test_where_it_was_slower_when_measured_auto_leaves_it(one: Path, make: Calla
     notes.write_text(before)
 
 
-def test_without_a_compiler_always_says_what_to_do(make: Callable[..., Trunk]) -> None:
-    from torch._inductor import config, cpp_builder
+def test_without_a_compiler_always_says_what_to_do(make: Callable[..., Trunk], monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder
 
     search = cpp_builder.cpp_compiler_search
     search.cache_clear()
-    with (
-        config.patch({"cpp.cxx": ("no-such-compiler",)}),
-        pytest.raises(CompileError, match=r"needs a C\+\+ compiler, and there is none: install g\+\+ or clang"),
-    ):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(CompileError, match=r"needs a C\+\+ compiler, and there is none: install g\+\+ or clang"):
         make(seed=4, compilation="always")
     search.cache_clear()
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for age, name in enumerate(["new", "older", "oldest"]):
-        (tmp_path / f"{name}.pt2").write_bytes(bytes(100))
+        (tmp_path / f"{name}.so").write_bytes(bytes(100))
         (tmp_path / f"{name}.json").write_bytes(b"{}")
-        os.utime(tmp_path / f"{name}.pt2", (10_000 - age, 10_000 - age))
+        os.utime(tmp_path / f"{name}.so", (10_000 - age, 10_000 - age))
     monkeypatch.setattr(room, "MOST_BYTES", 250)
     room._trim(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.json", "new.pt2", "older.json", "older.pt2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.json", "new.so", "older.json", "older.so"]
+
+
+def test_the_code_takes_the_batch_that_it_was_made_for_only(make: Callable[..., Trunk]) -> None:
+    forward = make(compilation="always")._runner.forward  # type: ignore[union-attr]
+    for batch in (torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, 3, 32, 32)):
+        with pytest.raises(ValueError, match=r"expected a contiguous uint8 batch \(2, 3, 32, 32\), found"):
+            forward(batch)
+
+
+def test_passes_side_by_side_are_compiled_passes(make: Callable[..., Trunk]) -> None:
+    trunk = make(compilation="always")
+    given = [pixels(2) // (1 + n) for n in range(40)]
+    together = [wait() for wait in [trunk.start(one) for one in given]]
+    for one, found in zip(given, together, strict=True):
+        for column, rows in trunk.forward(one).items():
+            np.testing.assert_array_equal(found[column], rows)
+
+
+def test_a_network_that_does_not_fit_into_one_library_is_told(tmp_path: Path) -> None:
+    package = tmp_path / "network.pt2"
+    with zipfile.ZipFile(package, "w") as archive:
+        for name in ("a.wrapper.so", "a.wrapper.cpp", "a.wrapper_metadata.json", "a.wrapper.json"):
+            archive.writestr(f"network/data/aotinductor/model/{name}", b"x")
+    with pytest.raises(CompileError, match="cannot put into one library"):
+        unpack(package, tmp_path / "network.so")
 
 
 def test_a_word_that_is_none_is_refused(make: Callable[..., Trunk]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from icecore.extract import ExtractReport, pipeline, reading
 from icecore.extract.errors import ImageError, SourceLostError
 from icecore.extract.trunk import Trunk
-from icecore.store import FeatureStore, SourceImage
+from icecore.store import Column, FeatureStore, SourceImage
 from PIL import Image
 
 Extract = Callable[..., ExtractReport]
@@ -145,14 +145,19 @@ def test_failures_that_are_not_in_a_row_do_not_stop_the_job(
 def test_a_refused_value_of_a_duplicate_is_told_and_leaves_its_other_columns(
     batch_size: int, extract: Extract, matrix: Matrix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = Trunk.forward
+    plain = Trunk.start
 
-    def overflowing(self: Trunk, pixels: np.ndarray) -> object:
-        features = plain(self, pixels)
-        next(rows for column, rows in features.items() if column.layer == "block2")[:] = 1e6
+    def overflowing(self: Trunk, pixels: np.ndarray) -> Callable[[], dict[Column, np.ndarray]]:
+        wait = plain(self, pixels)
+
+        def features() -> dict[Column, np.ndarray]:
+            found = wait()
+            next(rows for column, rows in found.items() if column.layer == "block2")[:] = 1e6
+            return found
+
         return features
 
-    monkeypatch.setattr(Trunk, "forward", overflowing)
+    monkeypatch.setattr(Trunk, "start", overflowing)
     report = extract(layers=["block1", "block2"], dtype="float16", batch_size=batch_size)
     assert {(f.id, f.kind) for f in report.failures} == {(f"{n}", "value") for n in matrix("block1")[0]}
     assert len(matrix("block1")[0]) == 9

@@ -111,14 +111,13 @@ def test_a_separate_view_is_added_to_plain_features_without_computing_them_again
     plain = extract()
     before = matrix()[1]
     columns: list[list[str]] = []
-    trunk = Trunk.forward
+    begin = Trunk.start
 
     def noting(self: Trunk, pixels: np.ndarray) -> Any:
-        found = trunk(self, pixels)
-        columns.append([column.name for column in found])
-        return found
+        columns.append([column.name for column in self.columns])
+        return begin(self, pixels)
 
-    monkeypatch.setattr(Trunk, "forward", noting)
+    monkeypatch.setattr(Trunk, "start", noting)
     report = extract(views=["flip"], store_views="separate")
     assert (report.plan.backfill, report.forwarded) == (9, 8)  # one of the nine is a copy
     assert report.contract_hash == plain.contract_hash
