@@ -335,7 +335,7 @@ def test_batch_size_and_threads_are_no_part_of_what_is_stored(
     bytes_before = {path: path.read_bytes() for path in tmp_path.glob("store/segments/**/*.h5")}
     for batch_size, threads in ((7, 0), (64, 1), (1, 3)):
         said = extract(batch_size=batch_size, threads=threads)
-        assert (said["status"], said["forwarded"], said["linked"], said["convolutions"]) == (0, 0, 12, {})
+        assert (said["status"], said["forwarded"], said["convolutions"]) == (0, 0, {})
     assert {path: path.read_bytes() for path in tmp_path.glob("store/segments/**/*.h5")} == bytes_before
     assert len({path.parent for path in bytes_before}) == 1
 
