@@ -121,6 +121,8 @@ class Preprocess(_Section):
     """flip: the image and its mirror image; five-crop: four corners and the centre; both: all ten"""
     store_views: Literal["averaged", "separate"] = "averaged"
     """one column of the mean over the views, or a column for each: layer4:avg@flip"""
+    decode: Literal["exact", "fast"] | None = None
+    """fast: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its shorter side stays twice resize or longer"""
 
     def changes(self) -> dict[str, Any]:
         """Give the steps that differ from the weights' own."""

@@ -15,6 +15,7 @@ from .table import one_line
 
 if TYPE_CHECKING:
     from icecore.extract import ExtractReport
+    from icecore.extract.preprocess import Decode
     from icecore.extract.report import Prune
     from icecore.store import Scan
 
@@ -35,8 +36,19 @@ __all__ = ["command", "extract_from_config", "local_path"]
     help="What becomes of images that the source has no more: they leave the current version, or stay. "
     "By default source.prune of CONFIG.",
 )
+@click.option(
+    "--decode",
+    type=click.Choice(["exact", "fast"]),
+    help="Large JPEG files: every pixel, or a fraction of them. By default preprocess.decode of CONFIG.",
+)
 def extract(
-    config: Path, overrides: tuple[str, ...], dry_run: bool, rehash: bool, retry_failed: bool, prune: Prune | None
+    config: Path,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    rehash: bool,
+    retry_failed: bool,
+    prune: Prune | None,
+    decode: Decode | None,
 ) -> Outcome:
     """Push new and changed images through the frozen network of CONFIG and store what its layers give."""
     from .config import ExtractConfig, load_config
@@ -49,6 +61,7 @@ def extract(
         rehash=rehash,
         retry_failed=retry_failed,
         prune=prune,
+        decode=decode,
         command=f"icecore extract {config}",
     )
     failed = len(report.failures) + report.plan.failed
@@ -130,6 +143,8 @@ def _facts(report: ExtractReport) -> dict[str, Any]:
         "device": report.device,
         "precision": report.precision,
         "precision_why": report.precision_why,
+        "decode": report.decode,
+        "decoder": report.decoder,
         "source": dict(report.source),
         "seconds": round(report.seconds, 3),
         "images_per_second": round(report.images_per_second, 2),
@@ -162,9 +177,12 @@ def _plan_text(report: ExtractReport) -> str:
         lines.append(f"  {plan.vanished:>8,}  gone from the {source}{', kept' if report.kept else ''}")
     columns = ", ".join(f"{column.name} ({column.width})" for column in report.columns)
     lines += _hooks(report)
-    return "\n".join(
-        [*lines, f"  columns: {columns}", f"  on {report.device}, {report.precision}; nothing was written"]
-    )
+    how = f"{report.device}, {report.precision}{_fast(report)}"
+    return "\n".join([*lines, f"  columns: {columns}", f"  on {how}; nothing was written"])
+
+
+def _fast(report: ExtractReport) -> str:
+    return ", decoded fast" if report.decode == "fast" else ""
 
 
 def _differences(report: ExtractReport) -> list[str]:
@@ -197,7 +215,8 @@ def _done_text(report: ExtractReport) -> str:
         if report.forwarded:
             rate = f"{report.images_per_second:.1f} images/s"
             engine = report.engine + (f" ({one_line(report.why)})" if report.why else "")
-            lines.append(f"  {report.seconds:.1f} s, {rate} on {report.device}, {report.precision}, {engine}")
+            how = f"{report.device}, {report.precision}, {engine}{_fast(report)}"
+            lines.append(f"  {report.seconds:.1f} s, {rate} on {how}")
             if report.precision_why:
                 lines.append(f"  {one_line(report.precision_why)}")
             busy = ", ".join(f"{stage} {share:.0%}" for stage, share in report.busy.items())

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import PIL
 import torch
 import torchvision
 from icecore.store import (
@@ -21,14 +20,14 @@ from icecore.store import (
 )
 
 from .backbone import load_backbone
+from .decoding import MAX_PIXELS, decoder_versions
 from .devices import choose_device, default_batch_size
 from .errors import SourceLostError
-from .images import MAX_PIXELS
 from .layers import columns_for, resolve_layers
 from .passes import Task, forward_images
 from .pipeline import default_threads
 from .precision import Precision, settle_precision
-from .preprocess import Preprocess
+from .preprocess import Decode, Preprocess
 from .recording import Progress, Tally, fail_image
 from .report import ExtractReport, Prune
 from .sourcing import place_of, refuse_removal, scan_of
@@ -50,6 +49,7 @@ def extract_images(
     dtype: str = "float16",
     preprocess: str | Preprocess | None = None,
     preprocess_changes: Mapping[str, Any] | None = None,
+    decode: Decode | None = None,
     arguments: Mapping[str, Any] | None = None,
     views: Sequence[str] = (),
     store_views: StoreViews = "averaged",
@@ -85,6 +85,10 @@ def extract_images(
         ``.csv`` or ``.parquet``; or what ``scan_folder`` or ``scan_manifest`` gives.
     backbone_name, weights, preprocess, preprocess_changes, arguments
         As ``load_backbone`` takes them.
+    decode
+        ``exact``: every pixel of every image. ``fast``: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its
+        shorter side stays twice ``preprocess.resize`` or longer, which changes features a little. Part of the
+        contract. Default: as ``preprocess`` and its changes say, else exact.
     layers
         Layer names and globs, as ``resolve_layers`` takes them.
     poolings
@@ -152,12 +156,13 @@ def extract_images(
         raise ValueError(f"expected prune to be {' or '.join(get_args(Prune))}; found {prune!r}")
     if store_views not in get_args(StoreViews):
         raise ValueError(f"expected store_views to be {' or '.join(get_args(StoreViews))}; found {store_views!r}")
+    changes = {**(preprocess_changes or {}), **({} if decode is None else {"decode": decode})}
     where = choose_device(device, precision="fp32" if precision == "auto" else precision)
     backbone = load_backbone(
         backbone_name,
         weights,
         preprocess=preprocess,
-        preprocess_changes=preprocess_changes,
+        preprocess_changes=changes,
         arguments=arguments,
         views=views if store_views == "averaged" else (),
     )
@@ -257,7 +262,7 @@ def _versions() -> dict[str, str]:
     return {
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "pillow": PIL.__version__,
+        **decoder_versions(),
         "numpy": np.__version__,
     }
 
@@ -271,6 +276,8 @@ def _report(task: Task, set_name: str, plan: Plan, *, dry_run: bool = False, **d
         device=task.device,
         precision=task.precision,
         precision_why=task.precision_why,
+        decode=task.backbone.preprocess.decode,
+        decoder=", ".join(f"{name} {version}" for name, version in decoder_versions().items()),
         source=task.source,
         prune=task.prune,
         dry_run=dry_run,

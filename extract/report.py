@@ -8,6 +8,8 @@ from typing import Literal
 
 from icecore.store import Column, Plan
 
+from .preprocess import Decode
+
 __all__ = ["ExtractReport", "FailedImage", "Prune"]
 
 Prune = Literal["tombstone", "keep"]
@@ -68,6 +70,10 @@ class ExtractReport:
     """``eager`` or ``compiled``: what the last pass ran as; empty when there was none"""
     why: str = ""
     """why it was not compiled, where that was to be decided"""
+    decode: Decode = "exact"
+    """``exact``, or ``fast``: large JPEG files at a fraction of their size"""
+    decoder: str = ""
+    """libraries that decode, with their versions"""
     busy: Mapping[str, float] = field(default_factory=dict)
     """share of ``seconds`` that ``decode`` (the mean of its threads), ``forward`` and ``write`` were at work"""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 
@@ -22,10 +23,28 @@ UNIT = st.floats(0.01, 1, allow_nan=False)
     interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
     mean=st.tuples(UNIT, UNIT, UNIT),
     std=st.tuples(UNIT, UNIT, UNIT),
+    decode=st.sampled_from(["exact", "fast"]),
 )
 def test_steps_survive_json_and_say_it_all(**fields: object) -> None:
     value = Preprocess(**fields)
     assert Preprocess.from_steps(json.loads(json.dumps(value.steps))) == value
+
+
+def test_exact_decoding_hashes_as_it_did_before_there_was_a_choice() -> None:
+    """Contracts of stores made by earlier releases go on; the hash is that of their steps."""
+    text = json.dumps(Preprocess(decode="exact").steps, sort_keys=True, separators=(",", ":"))
+    assert hashlib.sha256(text.encode()).hexdigest() == (
+        "40fd9704e60092767adb6e379753188e30bfd32ca6904289f3274937dda444cb"
+    )
+
+
+def test_fast_decoding_is_a_step_of_its_own_kind() -> None:
+    exact, fast = Preprocess().steps, Preprocess(decode="fast").steps
+    assert fast[0] == {**exact[0], "scaling": "dct", "scaling_least": 2}
+    assert fast[1:] == exact[1:]
+    another = [{**fast[0], "scaling_least": 1}, *fast[1:]]
+    with pytest.raises(PreprocessError, match=r"cannot repeat the step .*'scaling_least': 1"):
+        Preprocess.from_steps(another)
 
 
 def test_every_published_preset_is_understood() -> None:
@@ -59,6 +78,7 @@ def test_a_missing_step_is_named() -> None:
         ({"resize": 0}, "resize must be an integer from 1 to 8192, found 0"),
         ({"crop": 224.0}, "crop must be an integer"),
         ({"interpolation": "area"}, "interpolation is one of nearest, bilinear, bicubic, lanczos, found 'area'"),
+        ({"decode": "quick"}, "decode is exact or fast, found 'quick'"),
         ({"mean": (0.5, 0.5)}, "mean must be three finite numbers"),
         ({"std": (1, 1, 0)}, "std must be above 0"),
         ({"mean": (0, 0, math.nan)}, "mean must be three finite numbers"),
