@@ -35,6 +35,10 @@ def _below_config(value: Any, info: ValidationInfo) -> Any:
     return Path(folder or ".") / Path(value).expanduser()
 
 
+def _log_below_config(value: Any, info: ValidationInfo) -> Any:
+    return Path(value) if value == "-" else _below_config(value, info)
+
+
 def _listing(value: Path) -> Path:
     if value.suffix.lower() not in {".csv", ".parquet"}:
         raise ValueError("expected a .csv or .parquet file")
@@ -53,6 +57,7 @@ def _pooling(value: Any) -> Any:
 
 ConfigPath = Annotated[Path, BeforeValidator(_below_config)]
 ManifestPath = Annotated[ConfigPath, AfterValidator(_listing)]
+LogPath = Annotated[Path, BeforeValidator(_log_below_config)]
 PoolingName = Annotated[str, BeforeValidator(_pooling)]
 Joined = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -147,6 +152,17 @@ class Compute(_Section):
     """images with more pixels are refused before they are decoded"""
 
 
+class Watch(_Section):
+    """How a run is watched from outside; nothing here changes what is stored."""
+
+    log: Annotated[LogPath | None, Field(strict=False)] = None
+    """one JSON line an event is appended to this file; "-": standard error"""
+    heartbeat: Annotated[ConfigPath | None, Field(strict=False)] = None
+    """file that is rewritten while the run is at work, so that a monitor may alarm on its age"""
+    every: float = Field(10.0, gt=0, le=86_400)
+    """seconds between two heartbeats, and between two lines of progress"""
+
+
 class Labels(_Section):
     """What each image is."""
 
@@ -207,6 +223,7 @@ class ExtractConfig(_Section):
     backbone: Backbone
     preprocess: Preprocess = Preprocess()
     compute: Compute = Compute()
+    watch: Watch = Watch()
     labels: Labels | None = None
     split: Split | None = None
     train: Train | None = None
@@ -226,3 +243,4 @@ class TrainConfig(_Section):
     backbone: Backbone | None = None
     preprocess: Preprocess | None = None
     compute: Compute | None = None
+    watch: Watch | None = None

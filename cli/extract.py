@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .app import command as make_command
-from .app import progress_bar
 from .exits import Exit, Outcome
 from .options import config_argument, set_option
 from .table import one_line
+from .watching import show_progress, watch_options, watch_run
 
 if TYPE_CHECKING:
-    from icecore.extract import ExtractReport
+    from icecore.extract import ExtractReport, Watch
     from icecore.extract.preprocess import Decode
     from icecore.extract.report import Prune
     from icecore.store import Scan
@@ -41,6 +41,7 @@ __all__ = ["command", "extract_from_config", "local_path"]
     type=click.Choice(["exact", "fast"]),
     help="Large JPEG files: every pixel, or a fraction of them. By default preprocess.decode of CONFIG.",
 )
+@watch_options
 def extract(
     config: Path,
     overrides: tuple[str, ...],
@@ -49,35 +50,40 @@ def extract(
     retry_failed: bool,
     prune: Prune | None,
     decode: Decode | None,
+    log: Path | None,
+    heartbeat: Path | None,
 ) -> Outcome:
     """Push new and changed images through the frozen network of CONFIG and store what its layers give."""
     from .config import ExtractConfig, load_config
 
     loaded = load_config(ExtractConfig, config, overrides)
-    report = extract_from_config(
-        loaded,
-        config.parent,
-        dry_run=dry_run,
-        rehash=rehash,
-        retry_failed=retry_failed,
-        prune=prune,
-        decode=decode,
-        command=f"icecore extract {config}",
-    )
-    failed = len(report.failures) + report.plan.failed
-    code = Exit.SOME_IMAGES_FAILED if failed and not dry_run else Exit.DONE
+    with watch_run(loaded, log, heartbeat, quiet=dry_run, command=f"icecore extract {config}") as watch:
+        report = extract_from_config(
+            loaded,
+            config.parent,
+            watch=watch,
+            dry_run=dry_run,
+            rehash=rehash,
+            retry_failed=retry_failed,
+            prune=prune,
+            decode=decode,
+            command=f"icecore extract {config}",
+        )
+        failed = len(report.failures) + report.plan.failed
+        code = Exit.SOME_IMAGES_FAILED if failed and not dry_run else Exit.DONE
+        watch.exit_code = int(code)
     return Outcome(code, _facts(report), _plan_text(report) if dry_run else _done_text(report))
 
 
 def extract_from_config(
-    config: ExtractConfig, folder: Path, *, prune: Prune | None = None, **options: Any
+    config: ExtractConfig, folder: Path, *, prune: Prune | None = None, watch: Watch | None = None, **options: Any
 ) -> ExtractReport:
-    """Run the extraction that a config describes; ``folder`` is where the config lies."""
+    """Run the extraction that a config describes; ``folder`` is where the config lies, and ``watch`` listens to it."""
     from icecore.extract import extract_images
 
     backbone, compute = config.backbone, config.compute
     scan = _scan(config.source)
-    with progress_bar("extract") as progress:
+    with show_progress("extract", watch) as events:
         return extract_images(
             config.store,
             config.set,
@@ -100,7 +106,7 @@ def extract_from_config(
             max_pixels=compute.max_pixels,
             prune=prune or config.source.prune,
             max_removed=config.source.max_removed,
-            progress=progress,
+            events=events,
             **options,
         )
 

@@ -17,8 +17,8 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 class OutputFile(click.Path):
     """A file to write, refused before any work is done when its folder is not there."""
 
-    def __init__(self) -> None:
-        super().__init__(path_type=Path, dir_okay=False)
+    def __init__(self, *, allow_dash: bool = False) -> None:
+        super().__init__(path_type=Path, dir_okay=False, allow_dash=allow_dash)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Give the path as a ``Path``."""

@@ -21,6 +21,7 @@ from .errors import (
     TraceError,
     UnknownLayerError,
     UnpoolableLayerError,
+    WatchError,
     WeightsError,
 )
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .backbone import Backbone, backbone_for, load_backbone
     from .builders import known_backbones
     from .devices import choose_device, choose_precision
+    from .events import Event
     from .job import extract_images
     from .layers import LayerInfo, list_layers, resolve_layers
     from .pairing import require_pair
@@ -35,12 +37,14 @@ if TYPE_CHECKING:
     from .preprocess import Preprocess
     from .pretraining import pretrain
     from .report import ExtractReport, FailedImage
+    from .watching import Watch
 
 __all__ = [
     "Backbone",
     "BackboneNotFoundError",
     "CompileError",
     "DeviceError",
+    "Event",
     "ExtractError",
     "ExtractReport",
     "FailedImage",
@@ -54,6 +58,8 @@ __all__ = [
     "TraceError",
     "UnknownLayerError",
     "UnpoolableLayerError",
+    "Watch",
+    "WatchError",
     "WeightsError",
     "backbone_for",
     "choose_device",
@@ -69,9 +75,11 @@ __all__ = [
 ]
 
 _TORCHLESS = {
+    "Event": "events",
     "ExtractReport": "report",
     "FailedImage": "report",
     "Preprocess": "preprocess",
+    "Watch": "watching",
     "require_pair": "pairing",
 }
 _WITH_TORCH = {

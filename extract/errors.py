@@ -23,6 +23,7 @@ __all__ = [
     "UnknownLayerError",
     "UnpoolableLayerError",
     "UntraceableError",
+    "WatchError",
     "WeightsError",
     "did_you_mean",
     "first_line",
@@ -73,6 +74,20 @@ class DeviceError(ExtractError, RuntimeError):
 
 class CompileError(ExtractError, RuntimeError):
     """The network cannot be compiled here, or its compiled form gives other features."""
+
+
+class WatchError(ExtractError, OSError):
+    """The log or the heartbeat of a run cannot be written; told before the run begins.
+
+    ``what`` says which of the two: ``log`` or ``heartbeat``.
+    """
+
+    def __init__(self, what: str, path: object, exc: OSError) -> None:
+        self.what, self.path = what, path
+        super().__init__(exc.errno, f"{path}: the {what} cannot be written ({exc.strerror}); nothing was begun")
+
+    def __str__(self) -> str:
+        return f"{self.args[1]}: make its folder and let this user write there, or name another file"
 
 
 class ImageError(ExtractError, ValueError):

@@ -23,13 +23,14 @@ from .backbone import load_backbone
 from .decoding import MAX_PIXELS, decoder_versions
 from .devices import choose_device, default_batch_size
 from .errors import SourceLostError
+from .events import Listener, Teller
 from .layers import columns_for, resolve_layers
 from .passes import Task, forward_images
 from .pipeline import default_threads
 from .precision import Precision, settle_precision
 from .preprocess import Decode, Preprocess
 from .recording import Progress, Tally, fail_image
-from .report import ExtractReport, Prune
+from .report import ExtractReport, Prune, counts_of
 from .sourcing import place_of, refuse_removal, scan_of
 from .trunk import Compilation
 from .views import StoreViews, columns_by_view, require_room, view_names
@@ -66,6 +67,7 @@ def extract_images(
     max_removed: float = 0.5,
     command: str = "",
     progress: Progress | None = None,
+    events: Listener | None = None,
     dry_run: bool = False,
 ) -> ExtractReport:
     """Bring a feature set up to date with an image folder, or with a manifest.
@@ -127,6 +129,9 @@ def extract_images(
         Recorded with the commits.
     progress
         Called after each batch with the images done and the images to do.
+    events
+        Called with an ``Event`` of each thing that happens, from ``started`` to ``finished``; a ``Watch``, say, which
+        writes them down. Where the run ends otherwise the exception tells it.
     dry_run
         Make the plan only: nothing is written, no lock is taken.
 
@@ -157,6 +162,8 @@ def extract_images(
     if store_views not in get_args(StoreViews):
         raise ValueError(f"expected store_views to be {' or '.join(get_args(StoreViews))}; found {store_views!r}")
     changes = {**(preprocess_changes or {}), **({} if decode is None else {"decode": decode})}
+    teller = Teller(events, set_name)
+    teller.tell("started", backbone=backbone_name)
     where = choose_device(device, precision="fp32" if precision == "auto" else precision)
     backbone = load_backbone(
         backbone_name,
@@ -195,9 +202,13 @@ def extract_images(
     if dry_run:
         contract = backbone.contract(precision=precision)
         plan = plan_sync(store_path, set_name, contract, task.columns, task.scan, **options)
-        return _report(task, set_name, plan, dry_run=True)
+        report = _report(task, set_name, plan, dry_run=True)
+        teller.tell("finished", **report.told())
+        return report
     with FeatureStore.create(store_path) as store:
-        return _run(store, set_name, task, options, max_removed, command, progress)
+        report = _run(store, set_name, task, options, max_removed, command, progress, teller)
+    teller.tell("finished", **report.told())
+    return report
 
 
 def _stored(store_path: Path | str, set_name: str) -> str | None:
@@ -217,16 +228,20 @@ def _run(
     max_removed: float,
     command: str,
     progress: Progress | None,
+    teller: Teller,
 ) -> ExtractReport:
     contract = task.backbone.contract(precision=task.precision)
     began = time.monotonic()
     with store.writer(
-        set_name, contract, task.columns, command=command, source=task.source, versions=_versions()
+        set_name, contract, task.columns, command=command, source=task.source, versions=_versions(), run=teller.run
     ) as writer:
+        writer.on_commit = teller.committed
         plan = writer.plan(task.scan, **options)
         if task.prune == "tombstone":
             refuse_removal(set_name, task.scan, plan, max_removed)
-        tally = Tally(total=plan.to_read + len(plan.broken), progress=progress)
+        tally = Tally(total=plan.to_read + len(plan.broken), progress=progress, teller=teller)
+        teller.follow(tally)
+        teller.tell("planned", **counts_of(plan), device=task.device, precision=task.precision)
         for image, reason in plan.broken:
             fail_image(writer, tally, image, "read", reason)
         tally.add(len(plan.broken))

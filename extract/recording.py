@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from icecore.store import Column, SourceImage, Writer
 
+from .events import Teller
 from .pipeline import Batch, Failed, Linked
 from .report import FailedImage
 
@@ -30,6 +31,8 @@ class Tally:
     """images to do"""
     progress: Progress | None
     """told after each batch"""
+    teller: Teller
+    """tells events"""
     forwarded: int = 0
     """images that went through the network"""
     linked: int = 0
@@ -68,6 +71,13 @@ class Tally:
         self.done += images
         if self.progress is not None:
             self.progress(self.done, self.total)
+        if images:
+            self.teller.tell("progress")
+
+    def fail(self, failed: FailedImage) -> None:
+        """Count an image that gave no features, and tell it."""
+        self.failures.append(failed)
+        self.teller.tell("failure", id=failed.id, kind=failed.kind, reason=failed.reason)
 
 
 def record_batch(writer: Writer, batch: Batch, features: Mapping[Column, np.ndarray], tally: Tally) -> None:
@@ -86,7 +96,7 @@ def record_batch(writer: Writer, batch: Batch, features: Mapping[Column, np.ndar
             case Linked(image, content):
                 writer.link(image, content)
         if outcome.content in tally.refused:
-            tally.failures.append(FailedImage(outcome.image.id, "value", tally.refused[outcome.content]))
+            tally.fail(FailedImage(outcome.image.id, "value", tally.refused[outcome.content]))
         else:
             tally.linked += isinstance(outcome, Linked)
 
@@ -94,4 +104,4 @@ def record_batch(writer: Writer, batch: Batch, features: Mapping[Column, np.ndar
 def fail_image(writer: Writer, tally: Tally, image: SourceImage, kind: str, reason: str) -> None:
     """Record a failure in the store and in the tally."""
     writer.fail(image, kind, reason)
-    tally.failures.append(FailedImage(image.id, kind, reason))
+    tally.fail(FailedImage(image.id, kind, reason))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from icecore.store import Column, Plan
 
 from .preprocess import Decode
 
-__all__ = ["ExtractReport", "FailedImage", "Prune"]
+__all__ = ["ExtractReport", "FailedImage", "Prune", "counts_of"]
 
 Prune = Literal["tombstone", "keep"]
 """What becomes of images that the source has no more: they leave the current version, or nothing is removed."""
@@ -91,3 +91,20 @@ class ExtractReport:
     def images_per_second(self) -> float:
         """Images forwarded a second."""
         return self.forwarded / self.seconds if self.seconds else 0.0
+
+    def told(self) -> dict[str, Any]:
+        """Give what the last event of the run says of it, plain JSON values."""
+        return {
+            "version": self.version,
+            "removed": self.removed,
+            "uncovered": self.uncovered,
+            "seconds": round(self.seconds, 3),
+            "engine": self.engine,
+            "busy": {stage: round(share, 3) for stage, share in self.busy.items()},
+        }
+
+
+def counts_of(plan: Plan) -> dict[str, int]:
+    """Give a plan's counts by name."""
+    names = ("to_read", "added", "changed", "racy", "backfill", "retried", "unchanged", "vanished")
+    return {name: int(getattr(plan, name)) for name in names}

@@ -274,6 +274,7 @@ class FeatureStore:
         command: str = "",
         source: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
+        run: str | None = None,
     ) -> Writer:
         """Give a writer for one feature set; it takes the lock when entered.
 
@@ -288,6 +289,8 @@ class FeatureStore:
             What will be appended. New ones are added to the generation.
         command, source, versions
             Recorded with the commits and segments: what ran, where images and weights came from, libraries.
+        run
+            Names the run in the log of versions; by default an id of its own, 32 hex digits.
 
         Raises
         ------
@@ -300,4 +303,5 @@ class FeatureStore:
         ContractMismatchError
             On entering, when a column of this name means something else in the generation.
         """
-        return Writer(self.path, set_name, contract, columns, command=command, source=source, versions=versions)
+        recorded = {"source": source, "versions": versions}
+        return Writer(self.path, set_name, contract, columns, command=command, run=run, **recorded)

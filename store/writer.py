@@ -12,7 +12,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ from .scan import Scan, SourceImage, encode_id
 from .session import writing
 from .verify import require_segments
 
-__all__ = ["RefusedRow", "Writer"]
+__all__ = ["Commit", "RefusedRow", "Writer"]
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,18 @@ class RefusedRow:
     """which column cannot hold which value; several are joined by ``; ``"""
 
 
+@dataclass(frozen=True)
+class Commit:
+    """What a writer has made durable at once."""
+
+    version: int
+    """the version that it made"""
+    images: int
+    """images with a row, a link or a failure in it"""
+    segments: int
+    """files written for it"""
+
+
 class Writer:
     """Appends rows to one generation of one feature set; made by ``FeatureStore.writer``.
 
@@ -79,13 +91,16 @@ class Writer:
         command: str = "",
         source: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
+        run: str | None = None,
     ) -> None:
         if not _SET_NAME.fullmatch(set_name):
             raise StoreError(f"set name {set_name!r}: use letters, digits, '.', '_' and '-', at most 128 of them")
         self.folder, self.set_name, self.contract, self.columns = folder, set_name, contract, tuple(columns)
         self.command = command
-        self.run = uuid.uuid4().hex
+        self.run = run or uuid.uuid4().hex
         """names this run in the log"""
+        self.on_commit: Callable[[Commit], None] | None = None
+        """called after each commit, in the thread that caused it"""
         self.uncovered = 0
         """after closing: images that keep readers at another generation or an earlier version"""
         self._source, self._versions = dict(source or {}), dict(versions or {})
@@ -283,10 +298,12 @@ class Writer:
         self._known.note(entered)
         if segments:
             self._segment_rows = min(self._segment_rows * 2, MOST_ROWS)
-        if entered.version is not None:
-            n = self._buffers.entries
-            log.info("committed version %d: %d images, %d segments", entered.version, n, len(segments))
+        n = self._buffers.entries
         self._buffers, self._cut_off = Buffers(), False
+        if entered.version is not None:
+            log.info("committed version %d: %d images, %d segments", entered.version, n, len(segments))
+            if self.on_commit is not None:
+                self.on_commit(Commit(entered.version, n, len(segments)))
         return entered.version
 
     def _target(self) -> Target:
