@@ -31,6 +31,7 @@ __all__ = ["command", "echo", "main"]
 
 COMMANDS = {
     "demo": "Run the whole job on bundled digits, offline, and write a report.",
+    "doctor": "Look at libraries, devices, disk and store: what will break, and the cure.",
     "extract": "Push images through a frozen network and store pooled activations.",
     "layers": "List a network's layers with their shapes and pooled widths.",
     "predict": "Label images with a trained bundle.",

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .events import Event
     from .job import extract_images
     from .layers import LayerInfo, list_layers, resolve_layers
+    from .machine import check_machine
     from .pairing import require_pair
     from .predicting import features_of
     from .preprocess import Preprocess
@@ -62,6 +63,7 @@ __all__ = [
     "WatchError",
     "WeightsError",
     "backbone_for",
+    "check_machine",
     "choose_device",
     "choose_precision",
     "extract_images",
@@ -80,6 +82,7 @@ _TORCHLESS = {
     "FailedImage": "report",
     "Preprocess": "preprocess",
     "Watch": "watching",
+    "check_machine": "machine",
     "require_pair": "pairing",
 }
 _WITH_TORCH = {

@@ -34,6 +34,7 @@ from .exporting import Export, export
 from .feature_set import Failure, FeatureSet, Matrix
 from .feature_store import FeatureStore
 from .folder import FolderScan, scan_folder
+from .health import Check, check_disk, check_store
 from .history import Revert, Version
 from .losses import Lost
 from .manifest import ManifestScan, scan_manifest, scan_source
@@ -52,6 +53,7 @@ __all__ = [
     "NUMERICS",
     "AmbiguousLayerError",
     "Batch",
+    "Check",
     "ClosedArrayError",
     "Collected",
     "Collection",
@@ -111,6 +113,8 @@ __all__ = [
     "VersionNotFoundError",
     "WorkGroup",
     "Writer",
+    "check_disk",
+    "check_store",
     "export",
     "plan_sync",
     "repair_store",
