@@ -15,6 +15,7 @@ import click
 
 from .app import command as make_command
 from .exits import Exit, Outcome
+from .options import set_option
 from .table import counted, table
 
 if TYPE_CHECKING:
@@ -31,11 +32,26 @@ LIBRARIES = {"numpy": "numpy", "h5py": "h5py", "scikit-learn": "sklearn", "xgboo
 
 @make_command(example="icecore doctor features")
 @click.argument("store", type=click.Path(path_type=Path), required=False)
-def doctor(store: Path | None) -> Outcome:
+@click.option(
+    "--precision",
+    type=click.Path(path_type=Path),
+    metavar="CONFIG",
+    help="Instead compute images of this config's source in every precision of the device, and tell how alike the "
+    "features are to those in fp32.",
+)
+@click.option("--images", type=click.IntRange(1, 100_000), default=64, show_default=True, help="Images drawn for it.")
+@set_option
+def doctor(store: Path | None, precision: Path | None, images: int, overrides: tuple[str, ...]) -> Outcome:
     """Look at libraries, devices and disk, and at STORE where it is named; says what will break, and the cure.
 
     Ends with 0 when nothing will break, and with 1 otherwise.
     """
+    if precision is not None:
+        from .precision import compare
+
+        if store is not None:
+            raise click.UsageError("--precision takes the store's place: name one of the two")
+        return compare(precision, overrides, images)
     from icecore.extract import check_machine
     from icecore.store import check_disk, check_store
 

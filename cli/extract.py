@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .config import ExtractConfig, Source
 
-__all__ = ["command", "extract_from_config", "local_path"]
+__all__ = ["command", "extract_from_config", "local_path", "scan_of_config"]
 
 
 @make_command(example="icecore extract configs/nightly.toml --dry-run")
@@ -82,7 +82,7 @@ def extract_from_config(
     from icecore.extract import extract_images
 
     backbone, compute = config.backbone, config.compute
-    scan = _scan(config.source)
+    scan = scan_of_config(config.source)
     with show_progress("extract", watch) as events:
         return extract_images(
             config.store,
@@ -111,7 +111,8 @@ def extract_from_config(
         )
 
 
-def _scan(source: Source) -> Scan:
+def scan_of_config(source: Source) -> Scan:
+    """Give the source of images that a config names."""
     from icecore.store import scan_manifest, scan_source
 
     if source.manifest is not None:

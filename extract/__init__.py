@@ -28,6 +28,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .backbone import Backbone, backbone_for, load_backbone
     from .builders import known_backbones
+    from .comparing import Comparison, compare_precisions
     from .devices import choose_device, choose_precision
     from .events import Event
     from .job import extract_images
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Backbone",
     "BackboneNotFoundError",
+    "Comparison",
     "CompileError",
     "DeviceError",
     "Event",
@@ -66,6 +68,7 @@ __all__ = [
     "check_machine",
     "choose_device",
     "choose_precision",
+    "compare_precisions",
     "extract_images",
     "features_of",
     "known_backbones",
@@ -87,10 +90,12 @@ _TORCHLESS = {
 }
 _WITH_TORCH = {
     "Backbone": "backbone",
+    "Comparison": "comparing",
     "LayerInfo": "layers",
     "backbone_for": "backbone",
     "choose_device": "devices",
     "choose_precision": "devices",
+    "compare_precisions": "comparing",
     "extract_images": "job",
     "features_of": "predicting",
     "known_backbones": "builders",

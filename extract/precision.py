@@ -12,6 +12,7 @@ import torch
 from icecore.store import Column, Scan
 
 from .backbone import Backbone
+from .comparing import cosines
 from .devices import choose_precision
 from .errors import ImageError
 from .images import load_image
@@ -78,11 +79,4 @@ def _pixels(backbone: Backbone, columns: Sequence[Column], scan: Scan) -> Iterat
 
 def _worst_cosine(exact: Mapping[Column, np.ndarray], rough: Mapping[Column, np.ndarray]) -> float:
     """Give the lowest cosine of an image in a column; 0 where a value is not finite."""
-    worst = 1.0
-    for column, rows in exact.items():
-        a, b = rows.astype(np.float64), rough[column].astype(np.float64)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-        same = (a == b).all(1)  # all zeros, too
-        worst = min(worst, float(np.where(same, 1.0, np.nan_to_num(cosines, nan=0.0)).min()))
-    return worst
+    return min(float(cosines(rows, rough[column]).min()) for column, rows in exact.items())

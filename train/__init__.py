@@ -28,6 +28,7 @@ from .job import train_models
 from .labels import CsvLabels, FolderLabels, Labels, labels_from_csv, labels_from_folders
 from .metrics import METRICS, Evaluation
 from .models import MODELS
+from .probe import Probe, probe_features
 from .result import Cell, TrainResult
 from .rows import LabelledRows
 from .splits import GivenSplit, HashSplit, split_rows
@@ -51,6 +52,7 @@ __all__ = [
     "LabelledRows",
     "Labels",
     "MissingExtraError",
+    "Probe",
     "Progress",
     "ReportError",
     "SplitError",
@@ -62,6 +64,7 @@ __all__ = [
     "labels_from_folders",
     "load_bundle",
     "load_dataset",
+    "probe_features",
     "split_rows",
     "train_models",
 ]

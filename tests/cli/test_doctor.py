@@ -51,3 +51,39 @@ def test_a_library_that_cannot_be_imported_will_break(icecore: Icecore, monkeypa
     assert (done.code, done.outcome["ok"]) == (1, False)
     found = {check["name"]: check for check in done.outcome["checks"]}["xgboost"]
     assert (found["health"], found["cure"]) == ("bad", "pip install --force-reinstall icecore")
+
+
+def test_precision_tells_cosine_speed_and_accuracy_of_each_column(
+    icecore: Icecore, project: Any, write_photos: Callable[..., None]
+) -> None:
+    write_photos(project.photos, train=6, val=3)
+    (project.photos / "val" / "red" / "0.png").write_bytes(b"no image")
+    words = ("doctor", "--precision", project.config, "--images", "100")
+    done = icecore(*words, "--json")
+    assert done.code == 0
+    told = done.outcome
+    assert (told["images"], told["unreadable"], told["judged"]) == (17, 1, "held-out")
+    exact, rough = told["precisions"]
+    assert (exact["precision"], exact["worst"], rough["precision"]) == ("fp32", 1.0, "bf16")
+    assert 0.99 < rough["worst"] < 1
+    column = rough["columns"]["features.3:avg"]
+    assert column["worst_image"].endswith(".png")
+    assert (column["judged"], column["right"] <= 5) == (5, True)
+    assert min(exact["images_per_second"], rough["images_per_second"]) > 0
+    assert not project.store.exists()
+    shown = icecore(*words).text
+    assert "17 images on cpu, batches of 8; 1 more cannot be read\n" in shown
+    assert "bf16: cosine 0.99" in shown
+    assert "accuracy of a logistic regression (C = 1), held-out, on 5 images" in shown
+
+
+def test_precision_without_labels_says_why_there_is_no_accuracy(
+    icecore: Icecore, project: Any, noisy: Callable[..., Any]
+) -> None:
+    for number in range(3):
+        noisy(number).save(project.photos / f"{number}.png")
+    done = icecore("doctor", "--precision", project.config)
+    assert done.code == 0
+    assert "no accuracy: labels from folders: 3 of 3 images are not placed as SPLIT/LABEL/IMAGE" in done.text
+    assert icecore("doctor", project.store, "--precision", project.config).code == 2
+    assert icecore("doctor", "--precision", project.folder / "nosuch.toml").code == 4

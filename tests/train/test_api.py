@@ -25,6 +25,7 @@ def test_the_offer_is_this() -> None:
         "METRICS",
         "MODELS",
         "MissingExtraError",
+        "Probe",
         "Progress",
         "ReportError",
         "SplitError",
@@ -36,6 +37,7 @@ def test_the_offer_is_this() -> None:
         "labels_from_folders",
         "load_bundle",
         "load_dataset",
+        "probe_features",
         "split_rows",
         "train_models",
     ]
