@@ -35,6 +35,7 @@ def compare(path: Path, overrides: Sequence[str], images: int) -> Outcome:
         preprocess=config.preprocess.like,
         preprocess_changes=config.preprocess.changes(),
         arguments=chosen.arguments,
+        views=config.preprocess.views if config.preprocess.store_views == "averaged" else (),
     )
     names = resolve_layers(backbone.layers, chosen.layers, backbone=backbone.name)
     backbone.require(names)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,7 @@ from .errors import DeviceError, ImageError
 from .images import MAX_PIXELS, load_image
 from .reading import read_image_file
 from .trunk import Compilation, Trunk
+from .views import crops_for
 
 __all__ = ["Agreement", "Comparison", "Computed", "compare_precisions", "cosines"]
 
@@ -42,7 +45,7 @@ class Computed:
     precision: str
     """``fp32``, ``bf16`` or ``fp16``"""
     engine: str
-    """``eager`` or ``compiled``"""
+    """``eager``, ``compiled`` or ``graph``"""
     images_per_second: float
     """images forwarded a second, full batches after one that does not count; no decoding"""
     features: Mapping[Column, np.ndarray]
@@ -111,7 +114,7 @@ def compare_precisions(
     """
     where = choose_device(device)
     drawn = _draw(scan, images, seed)
-    ids, pixels = _load(drawn, backbone, max_pixels)
+    ids, pixels = _load(drawn, backbone, max_pixels, crops_for(backbone.views, columns))
     size = min(default_batch_size(where) if batch_size is None else batch_size, len(ids))
     able = [precision for precision in PRECISIONS if _has(where, precision)]
     passes = -(-len(ids) // size)
@@ -126,7 +129,8 @@ def compare_precisions(
             compilation=compilation,
             images=len(ids),
         )
-        features, rate = _forward(trunk, pixels)
+        with closing(trunk):
+            features, rate = _forward(trunk, pixels)
         exact = computed[0].features if computed else features
         agreement = {column: _agreement(exact[column], rows, ids) for column, rows in features.items()}
         computed.append(Computed(precision, trunk.engine, rate, features, agreement))
@@ -167,13 +171,15 @@ def _draw(scan: Scan, images: int, seed: int) -> list[SourceImage]:
     return [image for _, image in sorted(kept, key=lambda drawn: drawn[0])]
 
 
-def _load(drawn: Sequence[SourceImage], backbone: Backbone, max_pixels: int) -> tuple[list[str], np.ndarray]:
+def _load(
+    drawn: Sequence[SourceImage], backbone: Backbone, max_pixels: int, crops: Sequence[str]
+) -> tuple[list[str], np.ndarray]:
     ids, pixels = [], []
     trouble: ImageError | None = None
     for image in drawn:
         try:
             _, data, _ = read_image_file(image)
-            pixels.append(load_image(data, backbone.preprocess, max_pixels=max_pixels))
+            pixels.append(load_image(data, backbone.preprocess, max_pixels=max_pixels, crops=crops))
         except ImageError as exc:
             trouble = exc  # the run records what is wrong with each
             continue
@@ -197,8 +203,13 @@ def _has(device: torch.device, precision: str) -> bool:
 def _forward(trunk: Trunk, pixels: np.ndarray) -> tuple[dict[Column, np.ndarray], float]:
     trunk.forward(pixels[: trunk.batch_size])
     began = time.perf_counter()
-    starts = range(0, len(pixels), trunk.batch_size)
-    parts = [trunk.forward(pixels[start : start + trunk.batch_size]) for start in starts]
+    parts: list[dict[Column, np.ndarray]] = []
+    waiting: deque[Callable[[], dict[Column, np.ndarray]]] = deque()
+    for start in range(0, len(pixels), trunk.batch_size):
+        if len(waiting) >= trunk.at_once:
+            parts.append(waiting.popleft()())
+        waiting.append(trunk.start(pixels[start : start + trunk.batch_size]))
+    parts += [wait() for wait in waiting]
     rate = len(parts) * trunk.batch_size / (time.perf_counter() - began)  # a batch that is padded costs a full one
     return {column: np.concatenate([part[column] for part in parts]) for column in trunk.columns}, rate
 

@@ -6,7 +6,7 @@ import difflib
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
     "BackboneNotFoundError",
@@ -15,6 +15,7 @@ __all__ = [
     "ExtractError",
     "ImageError",
     "ImageErrorKind",
+    "NumericsMovedError",
     "PairError",
     "PreprocessError",
     "RemovalRefusedError",
@@ -123,6 +124,28 @@ class SourceLostError(ExtractError, OSError):
         return (
             f"{self.failures} files in a row could not be read, the last one {self.image_id!r} ({self.reason}): the "
             f"source is not there; what is finished is kept, so run again when it is back"
+        )
+
+
+class NumericsMovedError(ExtractError, RuntimeError):
+    """The canaries of a generation give other features than they did: something that computes them has changed.
+
+    Parameters
+    ----------
+    told
+        Which image, which column, by how much.
+    then, now
+        Versions of the libraries when it was taken, and of this run.
+    """
+
+    def __init__(self, told: str, then: Mapping[str, str], now: Mapping[str, str]) -> None:
+        self.then, self.now = dict(then), dict(now)
+        names = sorted({*then, *now})
+        changed = [f"{name} {then.get(name)} -> {now.get(name)}" for name in names if then.get(name) != now.get(name)]
+        libraries = ", ".join(changed) or "no library that is recorded, so look at driver, device or system libraries"
+        super().__init__(
+            f"the canary {told}; no feature was written, because rows of two kinds must not mix; changed since: "
+            f"{libraries}; put back what changed, or compute all images anew beside the old ones with `--set set=NAME`"
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +22,7 @@ from icecore.store import (
 )
 
 from .backbone import load_backbone
+from .canaries import guard_numerics
 from .decoding import MAX_PIXELS, decoder_versions
 from .devices import choose_device, default_batch_size
 from .errors import SourceLostError
@@ -241,6 +244,13 @@ def _run(
             refuse_removal(set_name, task.scan, plan, max_removed)
         tally = Tally(total=plan.to_read + len(plan.broken), progress=progress, teller=teller)
         teller.follow(tally)
+
+        @cache
+        def guard() -> None:
+            images = chain.from_iterable(group.images for group in plan.groups)
+            guard_numerics(store.path, writer.generation, task, images, _versions())
+
+        tally.guard = guard
         teller.tell("planned", **counts_of(plan), device=task.device, precision=task.precision)
         for image, reason in plan.broken:
             fail_image(writer, tally, image, "read", reason)

@@ -94,6 +94,7 @@ def _without_strays(batch: Batch, strays: list[SourceImage], writer: Writer, oth
 
 
 def _trunk(task: Task, columns: Sequence[Column], tally: Tally) -> Trunk:
+    tally.guard()
     trunk = Trunk(
         task.backbone,
         columns,

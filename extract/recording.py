@@ -33,6 +33,8 @@ class Tally:
     """told after each batch"""
     teller: Teller
     """tells events"""
+    guard: Callable[[], None] = lambda: None
+    """called before the first pass; raises where it must not begin"""
     forwarded: int = 0
     """images that went through the network"""
     linked: int = 0

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from . import catalog
+from .canaries import forget_canaries
 from .difference import find_generation_id
 from .errors import RefusedError, StoreDamagedError
 from .needed import Marked, mark_needed, mark_without_stand_ins
@@ -116,6 +117,7 @@ def collect_store(
                 _rewrite(folder, db, work, damaged)
             with catalog.transaction(db):
                 forget_unused(db)
+            forget_canaries(folder, _filled(db))
         done = tuple(_told(work, dry_run=dry_run) for work in works)
         return Collection(done, tuple(damaged), 0 if dry_run else shrink(db), dry_run)
 
@@ -145,7 +147,14 @@ def drop_generation(folder: Path, part: str, *, dry_run: bool = False, command: 
                 )
                 forget_unused(db)
             sweep(folder, db)
+            forget_canaries(folder, _filled(db))
     return dropped
+
+
+def _filled(db: sqlite3.Connection) -> list[str]:
+    """Give the generations that have rows."""
+    rows = db.execute("SELECT uuid FROM generations WHERE id IN (SELECT generation_id FROM segments)")
+    return [uuid for (uuid,) in rows]
 
 
 @contextmanager

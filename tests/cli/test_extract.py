@@ -211,3 +211,20 @@ def test_arguments_that_a_builder_refuses_are_told(icecore: Icecore, project: An
     done = icecore("extract", project.config, "--set", "backbone.arguments={dropout=7}")
     assert done.code == 4
     assert "cannot be built with {'dropout': 7}" in done.told
+
+
+def test_numbers_that_moved_end_with_1_and_name_image_column_and_cure(
+    icecore: Icecore, trained: Any, noisy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noisy(500).save(trained.photos / "train" / "red" / "new.png")
+    before = files(trained.store / "segments")
+    pool = "icecore.extract.trunk.pool"
+    plain = __import__("icecore.extract.pooling").extract.pooling.pool
+    monkeypatch.setattr(pool, lambda maps, layout, pooling: plain(maps * 1.5, layout, pooling))
+    done = icecore("extract", trained.config, "--json")
+    assert (done.code, done.outcome["outcome"], done.outcome["retryable"]) == (1, "failed", False)
+    assert "gives other features in features.3:avg: moved by 50.00% of their length (cosine 1.000000)" in done.told
+    assert "`--set set=NAME`" in done.told
+    assert files(trained.store / "segments") == before
+    beside = icecore("extract", trained.config, "--set", "set=anew")
+    assert (beside.code, "19 forwarded" in beside.text) == (0, True)

@@ -153,13 +153,13 @@ def matrix(tmp_path: Path) -> Callable[..., tuple[list[str], np.ndarray]]:
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Number of images of each forward pass."""
+    """Number of images of each forward pass of a run, but for those of its canaries."""
     seen: list[int] = []
-    plain = Trunk.start
 
-    def counting(self: Trunk, pixels: np.ndarray) -> Any:
-        seen.append(len(pixels))
-        return plain(self, pixels)
+    class Counting(Trunk):
+        def start(self, pixels: np.ndarray) -> Any:
+            seen.append(len(pixels))
+            return super().start(pixels)
 
-    monkeypatch.setattr(Trunk, "start", counting)
+    monkeypatch.setattr("icecore.extract.passes.Trunk", Counting)
     return seen

@@ -67,16 +67,16 @@ def test_a_second_run_is_appended_to_the_log(extract: Extract, tmp_path: Path) -
 def test_a_run_that_breaks_off_says_so_and_keeps_its_last_counts(
     extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, state: str, code: int
 ) -> None:
-    plain = Trunk.forward
     passes: list[int] = []
 
-    def failing(self: Trunk, pixels: np.ndarray) -> Any:
-        passes.append(len(pixels))
-        if len(passes) == 2:
-            raise error
-        return plain(self, pixels)
+    class Failing(Trunk):
+        def start(self, pixels: np.ndarray) -> Any:
+            passes.append(len(pixels))
+            if len(passes) == 3:  # the first batch has been recorded, as two are under way at most
+                raise error
+            return super().start(pixels)
 
-    monkeypatch.setattr(Trunk, "forward", failing)
+    monkeypatch.setattr("icecore.extract.passes.Trunk", Failing)
     log, beat = tmp_path / "run.jsonl", tmp_path / "beat.json"
     with (
         pytest.raises(type(error)),
