@@ -119,7 +119,7 @@ def test_a_decoder_that_no_longer_reads_a_canary_stops_the_run(
 ) -> None:
     extract()
     noise(41, 37, seed=100).save(photos / "new.jpg")
-    monkeypatch.setattr("icecore.extract.images._FORMATS", ("JPEG",))
+    monkeypatch.setattr("icecore.extract.decoding._FORMATS", ("JPEG",))
     with pytest.raises(NumericsMovedError, match="can no longer be decoded"):
         extract()
 

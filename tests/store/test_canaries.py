@@ -72,7 +72,7 @@ def test_a_changed_byte_is_refused_or_changes_nothing(tmp_path: Path, canaries: 
 def test_a_file_that_is_none_is_refused(tmp_path: Path, canaries: Canaries, data: bytes) -> None:
     write_canaries(tmp_path, GENERATION, canaries)
     canaries_path(tmp_path, GENERATION).write_bytes(data)
-    with pytest.raises(StoreDamagedError, match="not as it was written .*delete it: the next run takes new canaries"):
+    with pytest.raises(StoreDamagedError, match=r"not as it was written .*delete it: the next run takes new canaries"):
         read_canaries(tmp_path, GENERATION)
 
 
