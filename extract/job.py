@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
@@ -149,6 +149,8 @@ def extract_images(
         Before the store is touched: backbone, weights, layers, preprocessing or device are not as they must be.
     RemovalRefusedError
         When too many images vanished; nothing but the empty set, where it is new, has been made.
+    NumericsMovedError
+        When the canaries of the set give other features than they did.
     SourceLostError
         When file after file cannot be read because the source has gone; what was computed until then is kept.
     StoreError
@@ -244,13 +246,8 @@ def _run(
             refuse_removal(set_name, task.scan, plan, max_removed)
         tally = Tally(total=plan.to_read + len(plan.broken), progress=progress, teller=teller)
         teller.follow(tally)
-
-        @cache
-        def guard() -> None:
-            images = chain.from_iterable(group.images for group in plan.groups)
-            guard_numerics(store.path, writer.generation, task, images, _versions())
-
-        tally.guard = guard
+        images = chain.from_iterable(group.images for group in plan.groups)
+        tally.guard = cache(partial(guard_numerics, store.path, writer.generation, task, images, _versions()))
         teller.tell("planned", **counts_of(plan), device=task.device, precision=task.precision)
         for image, reason in plan.broken:
             fail_image(writer, tally, image, "read", reason)

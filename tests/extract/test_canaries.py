@@ -161,13 +161,13 @@ def test_what_canaries_cost(
 ) -> None:
     """Eight images in a run that forwards something, and none in one that does not."""
     seen: list[int] = []
-    plain = Trunk.forward
+    plain = Trunk.start
 
     def counting(self: Trunk, pixels: np.ndarray) -> Any:
         seen.append(len(pixels))
         return plain(self, pixels)
 
-    monkeypatch.setattr(Trunk, "forward", counting)
+    monkeypatch.setattr(Trunk, "start", counting)
     extract()
     assert seen == [4, 4, *forwards]
     seen.clear()

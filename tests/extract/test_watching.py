@@ -11,11 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from icecore.extract import Watch, WatchError
+from icecore.extract import Watch, WatchError, passes
 from icecore.extract.events import Counts, Event
-from icecore.extract.trunk import Trunk
 
 Extract = Callable[..., Any]
 
@@ -67,16 +65,16 @@ def test_a_second_run_is_appended_to_the_log(extract: Extract, tmp_path: Path) -
 def test_a_run_that_breaks_off_says_so_and_keeps_its_last_counts(
     extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, state: str, code: int
 ) -> None:
-    passes: list[int] = []
+    record = passes.record_batch
+    batches: list[int] = []
 
-    class Failing(Trunk):
-        def start(self, pixels: np.ndarray) -> Any:
-            passes.append(len(pixels))
-            if len(passes) == 3:  # the first batch has been recorded, as two are under way at most
-                raise error
-            return super().start(pixels)
+    def failing(writer: Any, batch: Any, *rest: Any) -> None:
+        batches.append(len(batch.outcomes))
+        if len(batches) == 2:
+            raise error
+        record(writer, batch, *rest)
 
-    monkeypatch.setattr("icecore.extract.passes.Trunk", Failing)
+    monkeypatch.setattr(passes, "record_batch", failing)
     log, beat = tmp_path / "run.jsonl", tmp_path / "beat.json"
     with (
         pytest.raises(type(error)),
