@@ -9,9 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-import torch
-import torchvision
 from icecore.store import (
     FeatureStore,
     Plan,
@@ -32,7 +29,7 @@ from .passes import Task, forward_images
 from .pipeline import default_threads
 from .precision import Precision, settle_precision
 from .preprocess import Decode, Preprocess
-from .recording import Progress, Tally, fail_image
+from .recording import Progress, Tally, fail_image, library_versions
 from .report import ExtractReport, Prune, counts_of
 from .sourcing import place_of, refuse_removal, scan_of
 from .trunk import Compilation
@@ -237,8 +234,9 @@ def _run(
 ) -> ExtractReport:
     contract = task.backbone.contract(precision=task.precision)
     began = time.monotonic()
+    versions = library_versions()
     with store.writer(
-        set_name, contract, task.columns, command=command, source=task.source, versions=_versions(), run=teller.run
+        set_name, contract, task.columns, command=command, source=task.source, versions=versions, run=teller.run
     ) as writer:
         writer.on_commit = teller.committed
         plan = writer.plan(task.scan, **options)
@@ -247,7 +245,7 @@ def _run(
         tally = Tally(total=plan.to_read + len(plan.broken), progress=progress, teller=teller)
         teller.follow(tally)
         images = chain.from_iterable(group.images for group in plan.groups)
-        tally.guard = cache(partial(guard_numerics, store.path, writer.generation, task, images, _versions()))
+        tally.guard = cache(partial(guard_numerics, store.path, writer.generation, task, images, versions))
         teller.tell("planned", **counts_of(plan), device=task.device, precision=task.precision)
         for image, reason in plan.broken:
             fail_image(writer, tally, image, "read", reason)
@@ -278,15 +276,6 @@ def _run(
         why=tally.why,
         busy=tally.busy(seconds, task.threads),
     )
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        **decoder_versions(),
-        "numpy": np.__version__,
-    }
 
 
 def _report(task: Task, set_name: str, plan: Plan, *, dry_run: bool = False, **done: Any) -> ExtractReport:

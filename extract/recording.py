@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+import torchvision
 from icecore.store import Column, SourceImage, Writer
 
+from .decoding import decoder_versions
 from .events import Teller
 from .pipeline import Batch, Failed, Linked
 from .report import FailedImage
 
-__all__ = ["Progress", "Tally", "fail_image", "record_batch"]
+__all__ = ["Progress", "Tally", "fail_image", "library_versions", "record_batch"]
 
 STAGES = ("decode", "forward", "write")
 """What a run does at the same time: reading and decoding, the network, the store."""
@@ -107,3 +110,13 @@ def fail_image(writer: Writer, tally: Tally, image: SourceImage, kind: str, reas
     """Record a failure in the store and in the tally."""
     writer.fail(image, kind, reason)
     tally.fail(FailedImage(image.id, kind, reason))
+
+
+def library_versions() -> dict[str, str]:
+    """Give the libraries that compute features, with their versions, as they are recorded with these."""
+    return {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        **decoder_versions(),
+        "numpy": np.__version__,
+    }

@@ -104,9 +104,9 @@ def test_numbers_that_moved_stop_the_run_before_a_feature_is_written(
 def test_the_libraries_that_changed_since_are_named(
     extract: Extract, another: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("icecore.extract.job._versions", lambda: {"torch": "1.0", "pillow": "11"})
+    monkeypatch.setattr("icecore.extract.job.library_versions", lambda: {"torch": "1.0", "pillow": "11"})
     extract()
-    monkeypatch.setattr("icecore.extract.job._versions", lambda: {"torch": "2.0", "pillow": "11"})
+    monkeypatch.setattr("icecore.extract.job.library_versions", lambda: {"torch": "2.0", "pillow": "11"})
     another()
     other_filter(monkeypatch)
     with pytest.raises(NumericsMovedError, match=r"changed since: torch 1\.0 -> 2\.0;") as refused:
