@@ -353,7 +353,14 @@ def test_usage_adds_up_to_what_is_on_disk(
     fill({**FILES, "more.jpg": "more"})
     store.compact()
     fill({"000.jpg": "picture 0"}, contract=other_contract)
-    for name in ("models/m/b/card.json", "weights/x.safetensors", "quarantine/y.h5", "segments/z.h5.tmp", "odd"):
+    for name in (
+        "canaries/c.npz",
+        "models/m/b/card.json",
+        "weights/x.safetensors",
+        "quarantine/y.h5",
+        "segments/z.h5.tmp",
+        "odd",
+    ):
         (store.path / name).parent.mkdir(parents=True, exist_ok=True)
         (store.path / name).write_bytes(b"x" * 100)
     found = store_usage(store.path)
@@ -362,7 +369,7 @@ def test_usage_adds_up_to_what_is_on_disk(
     assert found.total == sum(one.bytes for one in found.generations) + sum(found.rest.values())
     assert all(one.bytes == sum(one.columns.values()) + one.overhead for one in found.generations)
     assert {kind: n for kind, n in found.rest.items() if kind not in ("catalog", "other")} == dict.fromkeys(
-        ("models", "weights", "quarantine", "strays"), 100
+        ("canaries", "models", "weights", "quarantine", "strays"), 100
     )
     first, second = found.generations
     assert (first.state, first.segments, second.state, second.segments) == ("read", 3, "filling", 1)
