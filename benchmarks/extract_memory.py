@@ -1,6 +1,6 @@
 """Peak memory of an extraction of few and of many images; and a photo of 12 megapixels beside an icon of 32 pixels.
 
-Each size runs in a process of its own. Images are small (48 pixels, a file each), so that 20,000 take half a minute, and
+Each size runs in a process of its own. Images are small (48 pixels, a file each), so that 20,000 take half a minute and
 what grows with their number is not hidden behind what one image takes.
 
 Goal: the peak of 20,000 images is less than 1.05 times that of 1,000.

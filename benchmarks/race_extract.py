@@ -48,7 +48,7 @@ OURS = {
 SIDES = (*OURS, "script-0-64", "script-2-64", "script-0-4", "script-2-4")
 """icecore by its options, and the script by workers and batch size"""
 PEERS = ("timm", "thingsvision")
-"""each by batch size, as ``race_peers.py`` runs them"""
+"""each by batch size, as ``peers/extract.py`` runs them"""
 
 Run = dict[str, float]
 
@@ -122,7 +122,7 @@ def _spawn(side: str, folder: Path, options: argparse.Namespace) -> Run:
         command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
     else:
         peer, size = side.split("-")
-        command = [getattr(options, peer), str(Path(__file__).with_name("race_peers.py")), peer, str(folder)]
+        command = [getattr(options, peer), str(Path(__file__).parent / "peers" / "extract.py"), peer, str(folder)]
         command += ["--batch-size", size, "--layers", *MODELS[options.model][0]]
     command += ["--model", options.model, "--weights", str(options.weights)]
     cache = {**os.environ, "ICECORE_CACHE": str(folder / "cache")}

@@ -2,7 +2,7 @@
 
 Both get the photos, weights, preprocessing and layers of the race, keep a batch in memory, and write one .npy a layer.
 
-    PYTHON_WITH_THE_PEER race_peers.py timm FOLDER --model resnet18 --weights FILE --layers layer1 layer2 --batch-size 4
+    PYTHON peers/extract.py timm FOLDER --model resnet18 --weights FILE --layers layer1 layer2 --batch-size 4
 """
 
 from __future__ import annotations
