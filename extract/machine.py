@@ -155,7 +155,7 @@ def _check_compiling() -> Iterator[Check]:
         cure = "install g++ or clang, or name one in CXX; without it the forward pass runs uncompiled"
         yield Check("C++ compiler", "warn", "none", cure)
     folder = cache_folder() / "compiled"
-    kept = list(folder.glob("*.pt2"))
+    kept = list(folder.glob("*.so"))
     size = sum(path.stat().st_size for path in kept)
     told = f"{len(kept)} networks, {size / 1e6:.0f} of {MOST_BYTES / 1e6:.0f} MB in {folder}"
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
