@@ -63,7 +63,13 @@ def cache_folder() -> Path:
     chosen = os.environ.get("ICECORE_CACHE")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "icecore"
+    base = os.environ.get("XDG_CACHE_HOME")
+    if not base:
+        try:
+            base = os.fspath(Path.home() / ".cache")
+        except RuntimeError as exc:
+            raise OSError("this user has no home folder") from exc
+    return Path(base) / "icecore"
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
@@ -80,8 +86,11 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 def is_kept(key: str) -> bool:
     """Say whether it has been compiled already."""
-    path = _path(key)
-    return path.is_file() and path.with_suffix(".json").is_file()
+    try:
+        path = _path(key)
+        return path.is_file() and path.with_suffix(".json").is_file()
+    except OSError:  # a folder of another user's
+        return False
 
 
 def require_compiler() -> None:
@@ -109,7 +118,7 @@ def speed_up(key: str) -> float | None:
     try:
         told = json.loads(_path(key).with_suffix(".json").read_bytes())
         return float(told["eager"]) / float(told["compiled"])
-    except (OSError, ValueError, KeyError, ZeroDivisionError):
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
 
 
@@ -136,29 +145,56 @@ def compiled_forward(key: str, body: nn.Module, example: Tensor, *, precision: s
     CompileError
         When it cannot be compiled, or gives other values than ``body``; nothing is kept then.
     """
-    path = _path(key)
-    is_new = not is_kept(key)
-    if is_new:
-        with _without_chatter():
-            _compile(path, body, example)
-    else:
-        _require_sound(path)
     try:
-        forward = NativeForward(path, example.shape, at_once)
-        worst = _likeness(body(example), forward(example))
+        path = _path(key)
+        if is_kept(key):
+            _require_sound(path)
+            try:
+                forward = _matching(path, body, example, precision, at_once)
+            except CompileError:
+                _delete(path)
+                raise
+        else:
+            forward = _make(path, body, example, precision, at_once)
+        with contextlib.suppress(OSError):
+            os.utime(path)  # it was used
+    except OSError as exc:
+        told = f"compiled networks cannot be kept ({_first_line(exc)})"
+        raise CompileError(f"{told}; set ICECORE_CACHE to a folder of your own") from exc
+    return forward
+
+
+def _make(path: Path, body: nn.Module, example: Tensor, precision: str, at_once: int) -> Forward:
+    """Compile, hold against ``body``, measure, and only then keep."""
+    require_compiler()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        library = Path(folder) / "network.so"
+        with _without_chatter():
+            _compile(library, body, example)
+        if library.stat().st_size > MOST_BYTES:
+            raise CompileError(f"compiled it has {library.stat().st_size:,} bytes, and {MOST_BYTES:,} are kept")
+        forward = _matching(library, body, example, precision, at_once)
+        seconds = {"eager": seconds_of(body, example), "compiled": seconds_of(forward, example)}
+        facts = {"xxh3_128": _digest(library), **seconds}
+        if not is_kept(path.stem):  # by another process meanwhile
+            library.replace(path)
+            write_bytes(path.with_suffix(".json"), json.dumps(facts).encode())  # last: with it, the other one counts
+    _trim(path.parent)
+    return forward
+
+
+def _matching(library: Path, body: nn.Module, example: Tensor, precision: str, at_once: int) -> Forward:
+    wanted = body(example)
+    try:
+        forward = NativeForward(library, example.shape, at_once)
+        worst = _likeness(wanted, forward(example))
     except (RuntimeError, OSError) as exc:
-        _delete(path)
-        raise CompileError(f"{path}: cannot be loaded ({_first_line(exc)}); it was deleted") from exc
+        raise CompileError(f"{library}: cannot be loaded ({_first_line(exc)})") from exc
     if not worst >= _COSINE[precision]:
-        _delete(path)
         raise CompileError(
             f"the compiled network gives other features (cosine {worst:.6f}, expected {_COSINE[precision]} or more)"
         )
-    if is_new:
-        seconds = {"eager": seconds_of(body, example), "compiled": seconds_of(forward, example)}
-        facts = {"xxh3_128": _digest(path), **seconds}
-        write_bytes(path.with_suffix(".json"), json.dumps(facts).encode())  # last: with it, the other one counts
-    os.utime(path)  # it was used
     return forward
 
 
@@ -166,24 +202,21 @@ def _path(key: str) -> Path:
     return cache_folder() / "compiled" / f"{key}.so"
 
 
-def _compile(path: Path, body: nn.Module, example: Tensor) -> None:
-    require_compiler()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        package, library = Path(folder) / "network.pt2", Path(folder) / "network.so"
-        try:
-            with torch.no_grad():
-                exported = torch.export.export(body, (example,))
-                torch._inductor.aoti_compile_and_package(  # noqa: SLF001 - likewise
-                    exported, package_path=os.fspath(package), inductor_configs={"freezing": True, "cpp.threads": 1}
-                )
-            unpack(package, library)
-        except CompileError:
-            raise
-        except Exception as exc:  # export and inductor raise whatever their many parts do
-            raise CompileError(f"cannot be compiled ({type(exc).__name__}: {_first_line(exc)})") from exc
-        library.replace(path)
-    _trim(path.parent)
+def _compile(library: Path, body: nn.Module, example: Tensor) -> None:
+    package = library.with_suffix(".pt2")
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(body, (example,))
+            torch._inductor.aoti_compile_and_package(  # noqa: SLF001 - its documented place
+                exported,
+                package_path=os.fspath(package),
+                inductor_configs={"freezing": True, "cpp.threads": 1},
+            )
+        unpack(package, library)
+    except CompileError:
+        raise
+    except Exception as exc:  # export and inductor raise whatever their many parts do
+        raise CompileError(f"cannot be compiled ({type(exc).__name__}: {_first_line(exc)})") from exc
 
 
 @contextlib.contextmanager
@@ -225,7 +258,7 @@ def _require_sound(path: Path) -> None:
         raise CompileError(f"{path}: cannot be read ({_first_line(exc)}); delete it") from exc
     if hasattr(os, "getuid") and owners != {os.getuid()}:
         raise CompileError(f"{path}: belongs to another user; set ICECORE_CACHE to a folder of your own")
-    if told.get("xxh3_128") != found:
+    if not isinstance(told, dict) or told.get("xxh3_128") != found:
         _delete(path)
         raise CompileError(f"{path}: is not what was compiled; it was deleted")
 
@@ -235,15 +268,18 @@ def _digest(path: Path) -> str:
 
 
 def _likeness(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
-    """Give the lowest cosine of an image's features in a column; 0 where shapes differ or a value is not finite."""
+    """Give how alike an image's features in a column are, at worst; 0 where shapes differ or a value is not finite.
+
+    It is the cosine where both are of one length, and less where they are not.
+    """
     worst = 1.0
     for a, b in zip(ours, theirs, strict=True):
         if a.shape != b.shape:
             return 0.0
         x, y = a.double(), b.double()
-        size = x.norm(dim=1) * y.norm(dim=1)
-        cosine = torch.where(size > 0, (x * y).sum(1) / size, (x == y).all(1).double())
-        worst = min(worst, float(torch.nan_to_num(cosine, nan=0.0).min()))
+        length = x.norm(dim=1)
+        distance = torch.where(length > 0, (x - y).norm(dim=1) / length, (x != y).any(1).double() * 2)
+        worst = min(worst, float(torch.nan_to_num(1 - distance**2 / 2, nan=0.0).min()))
     return worst
 
 

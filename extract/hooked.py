@@ -9,6 +9,7 @@ features depend on its neighbours.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -159,7 +160,9 @@ def _hooks(network: nn.Module, paths: Sequence[str], keep: Callable[[str, Any], 
 
 
 def _hook(path: str, keep: Callable[[str, Any], None]) -> Callable[[nn.Module, Any, Any], None]:
-    return lambda module, args, output: keep(path, output)
+    """Keep what the module gives to this thread: others may run the same network meanwhile."""
+    owner = threading.get_ident()
+    return lambda module, args, output: keep(path, output) if threading.get_ident() == owner else None
 
 
 def _differing(ours: Watched, theirs: Watched, *, images: int, rows: int) -> str | None:

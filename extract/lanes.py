@@ -7,9 +7,12 @@ not depend on the number of cores.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -18,8 +21,9 @@ import torch
 from torch import Tensor
 
 from .devices import exact_fp32
+from .pipeline import default_threads
 
-__all__ = ["Lanes"]
+__all__ = ["Lanes", "as_a_lane", "default_lanes"]
 
 T = TypeVar("T")
 
@@ -55,29 +59,26 @@ class Lanes:
         """passes that run side by side"""
         self.at_once = 2 * count
         """passes that may be begun: each lane has its next one waiting"""
-        self._taken: list[float] = []
-        self._threads_before = torch.get_num_threads()
+        self._seconds, self._lock = 0.0, threading.Lock()
+        _threads.hold()
         self._executor = ThreadPoolExecutor(
             count, thread_name_prefix="icecore-forward", initializer=torch.set_num_threads, initargs=(threads,)
         )
+        self._let_go = weakref.finalize(self, _threads.let_go)
 
     @property
     def seconds(self) -> float:
         """Time at work so far, the mean of the lanes."""
-        return sum(self._taken) / self.count
+        return self._seconds / self.count
 
     def start(self, pixels: np.ndarray) -> Callable[[], list[np.ndarray]]:
         """Begin a pass over 1 to ``size`` images; what is given waits for its end."""
         return self._executor.submit(_inference, partial(self._pass, pixels)).result
 
-    def call(self, do: Callable[[], T]) -> T:
-        """Do something else as passes are done, and wait for it."""
-        return self._executor.submit(_inference, do).result()
-
     def close(self) -> None:
         """Wait for what has begun, and give torch back the number of threads that it had."""
         self._executor.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(self._threads_before)  # the lanes' own setting holds for threads to come, too
+        self._let_go()
 
     def _pass(self, pixels: np.ndarray) -> list[np.ndarray]:
         began = time.perf_counter()
@@ -86,11 +87,54 @@ class Lanes:
         if n < self.size and self._fills:
             batch = np.zeros((self.size, *pixels.shape[1:]), np.uint8)
             batch[:n] = pixels
-        rows = [rows[:n].numpy() for rows in self.forward(torch.from_numpy(batch))]
-        self._taken.append(time.perf_counter() - began)
+        found = self.forward(torch.from_numpy(batch))
+        rows = [np.ascontiguousarray(rows[:n].numpy()) for rows in found]  # a view would hold a whole layer
+        with self._lock:
+            self._seconds += time.perf_counter() - began
         return rows
 
 
 def _inference(do: Callable[[], T]) -> T:
     with torch.inference_mode(), exact_fp32(torch.device("cpu")):  # the mode holds for one thread
         return do()
+
+
+def default_lanes() -> int:
+    """Give one lane for each processor that the process may use and torch is to use, at most 32."""
+    return min(default_threads(), torch.get_num_threads())
+
+
+@contextmanager
+def as_a_lane() -> Iterator[None]:
+    """Let the thread that calls this do as passes are done, for the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode(), exact_fp32(torch.device("cpu")):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Threads:
+    """The number of threads that torch gives to new threads, which lanes change: as it was once the last has gone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._before = 0
+
+    def hold(self) -> None:
+        with self._lock:
+            if not self._holders:
+                self._before = torch.get_num_threads()
+            self._holders += 1
+
+    def let_go(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if not self._holders:
+                torch.set_num_threads(self._before)
+
+
+_threads = _Threads()

@@ -99,7 +99,8 @@ def _require(status: int) -> None:
 
 
 _interface: Any = torch._C._aoti  # noqa: SLF001 - what inductor's wrappers use
-_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_python = ctypes.PyDLL(None)  # of our own: the types of ctypes.pythonapi's functions are everybody's
+_pointer = _python.PyCapsule_GetPointer
 _pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-_capsule = ctypes.pythonapi.PyCapsule_New
+_capsule = _python.PyCapsule_New
 _capsule.restype, _capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]

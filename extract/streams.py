@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .devices import exact_fp32
 from .errors import DeviceError
 
-__all__ = ["CudaPlatform", "Halving", "Platform", "Streams"]
+__all__ = ["CudaPlatform", "Halving", "Platform", "Streams", "is_shortage"]
 
 Body = Callable[[Tensor], tuple[Tensor, ...]]
 """from a uint8 batch to the pooled columns, float32 of (B, D) each"""
@@ -68,7 +68,7 @@ class CudaPlatform:
 
     def event(self) -> Any:
         """Give an event that tells the time."""
-        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        return torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
 
     def recorded(self, body: Body, pixels: Tensor, queue: Any) -> Callable[[], tuple[Tensor, ...]]:
         """Record a CUDA graph."""
@@ -77,14 +77,21 @@ class CudaPlatform:
                 body(pixels)
         queue.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=queue):
+        with torch.cuda.graph(graph, stream=queue, capture_error_mode="thread_local"):
             outputs = body(pixels)
+        tensors = (*body.parameters(), *body.buffers()) if isinstance(body, nn.Module) else ()
+        return _Graph(graph, outputs, [tensor.detach() for tensor in tensors])
 
-        def repeat() -> tuple[Tensor, ...]:
-            graph.replay()
-            return outputs
 
-        return repeat
+class _Graph:
+    """A recorded pass, with the weights: it knows their addresses alone, and whoever has the network may move it."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, outputs: tuple[Tensor, ...], weights: list[Tensor]) -> None:
+        self._graph, self._outputs, self._weights = graph, outputs, weights
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        self._graph.replay()
+        return self._outputs
 
 
 class Streams:
@@ -120,6 +127,7 @@ class Streams:
         self._fills = fills or record
         self._copies, self._passes = platform.queue(), platform.queue()
         self._free: list[_Slot] = []
+        self._closed = False
         self.seconds = 0.0
         """time that passes took, copying back included"""
         self._recorded: Callable[[], tuple[Tensor, ...]] | None = None
@@ -143,7 +151,7 @@ class Streams:
         torch.OutOfMemoryError
             When the device has too little; passes that were ordered before are whole.
         """
-        slot = self._free.pop() if self._free else _Slot(self._shape, self._widths, self._platform)
+        slot = self._free.pop() if self._free else _Slot(self._shape, self._widths, self._platform, self._copies)
         n = len(pixels)
         slot.given[:n] = torch.from_numpy(np.ascontiguousarray(pixels))
         slot.given[n:] = 0
@@ -164,6 +172,7 @@ class Streams:
         """Wait for every pass, and let go of the memory."""
         self._copies.synchronize()
         self._passes.synchronize()
+        self._closed = True
         self._free.clear()
         self._recorded = self._input = None
 
@@ -177,7 +186,8 @@ class Streams:
         slot.done.synchronize()
         self.seconds += slot.begun.elapsed_time(slot.done) / 1000
         rows = [out[:n].numpy().copy() for out in slot.taken]
-        self._free.append(slot)
+        if not self._closed:
+            self._free.append(slot)
         return rows
 
 
@@ -232,7 +242,9 @@ class Halving:
             part = pixels[at : at + self._size]
             try:
                 waits.append(self._streams.start(part))
-            except torch.OutOfMemoryError as exc:
+            except RuntimeError as exc:
+                if not is_shortage(exc):
+                    raise
                 self._halve(exc)
                 continue
             at += len(part)
@@ -246,10 +258,12 @@ class Halving:
     def _try(self) -> None:
         try:
             self._streams = self._make(self._size)
-        except torch.OutOfMemoryError as exc:
+        except RuntimeError as exc:
+            if not is_shortage(exc):
+                raise
             self._halve(exc)
 
-    def _halve(self, exc: torch.OutOfMemoryError) -> None:
+    def _halve(self, exc: RuntimeError) -> None:
         if self._size == 1:
             raise DeviceError("the device's memory does not suffice for a pass of one image") from exc
         self.close()
@@ -260,11 +274,20 @@ class Halving:
         self._free()
 
 
+def is_shortage(exc: RuntimeError) -> bool:
+    """Say whether an error is that of a device without memory left; its libraries have words of their own for it."""
+    told = str(exc).lower()
+    return isinstance(exc, torch.OutOfMemoryError) or "out of memory" in told or "alloc_failed" in told
+
+
 class _Slot:
     """Memory of a pass under way; used again once its rows have been taken."""
 
-    def __init__(self, shape: tuple[int, int, int, int], widths: Sequence[int], platform: Platform) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int, int], widths: Sequence[int], platform: Platform, copies: Any
+    ) -> None:
         self.given = platform.locked(shape, torch.uint8)
-        self.pixels = torch.empty(shape, dtype=torch.uint8, device=platform.device)
+        with platform.within(copies):  # memory that another queue is about to write to is not given out to this one
+            self.pixels = torch.empty(shape, dtype=torch.uint8, device=platform.device)
         self.taken = [platform.locked((shape[0], width), torch.float32) for width in widths]
         self.arrived, self.begun, self.done = platform.event(), platform.event(), platform.event()

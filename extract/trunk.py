@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -23,11 +22,10 @@ from .devices import choose_device
 from .errors import CompileError
 from .graph import cut, fold_batch_norms, trace
 from .hooked import HookedNetwork
-from .lanes import Lanes
-from .pipeline import default_threads
+from .lanes import Lanes, as_a_lane, default_lanes
 from .pooling import pool
 from .preprocess import Preprocess
-from .streams import CudaPlatform, Halving, Streams
+from .streams import CudaPlatform, Halving, Streams, is_shortage
 from .view_passes import ViewPasses
 
 __all__ = ["Compilation", "Trunk"]
@@ -108,12 +106,13 @@ class Trunk:
         if self.device.type == "cuda":
             self._runner = self._on_gpu(backbone, compilation)
         else:
-            count = 1 if backbone.hooks else default_threads()  # hooks would see the passes beside theirs
+            count = 1 if backbone.hooks else default_lanes()  # hooks take what a thread runs one after the other
             self._runner = lanes = Lanes(
-                self._body, batch_size, count, threads=default_threads() // count, fills=not self._body.alone
+                self._body, batch_size, count, threads=default_lanes() // count, fills=not self._body.alone
             )
             try:
-                lanes.call(partial(self._choose_engine, lanes, backbone, precision, compilation, images))
+                with as_a_lane():
+                    self._choose_engine(lanes, backbone, precision, compilation, images)
             except BaseException:
                 lanes.close()
                 raise
@@ -177,8 +176,19 @@ class Trunk:
         widths = [column.width for column in self._views.computed]
 
         def make(size: int) -> Streams:
+            nonlocal record
             shape = (size, 3, self._crop, self._crop)
-            return Streams(self._body, shape, widths, platform, record=record, fills=not self._body.alone)
+            if record:
+                try:
+                    return Streams(self._body, shape, widths, platform, record=True)
+                except RuntimeError as exc:
+                    if is_shortage(exc):
+                        raise
+                    why = f"cannot be recorded as a CUDA graph ({(str(exc).splitlines() or [''])[0]})"
+                    if compilation == "always":
+                        raise CompileError(why) from exc
+                    record, self.engine, self.why = False, "eager", why
+            return Streams(self._body, shape, widths, platform, record=False, fills=not self._body.alone)
 
         self.engine = "graph" if record else "eager"
         return Halving(make, self.batch_size, torch.cuda.empty_cache)

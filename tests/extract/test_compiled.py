@@ -17,6 +17,7 @@ from icecore.extract import Backbone, CompileError, Preprocess, choose_precision
 from icecore.extract import compiled as room
 from icecore.extract.graph import cut, fold_batch_norms, trace
 from icecore.extract.layers import columns_for
+from icecore.extract.machine import check_machine
 from icecore.extract.native import unpack
 from icecore.extract.precision import settle_precision
 from icecore.extract.trunk import Trunk
@@ -196,6 +197,40 @@ def test_passes_side_by_side_are_compiled_passes(make: Callable[..., Trunk]) -> 
     for one, found in zip(given, together, strict=True):
         for column, rows in trunk.forward(one).items():
             np.testing.assert_array_equal(found[column], rows)
+
+
+def test_where_nothing_can_be_kept_auto_goes_on_without(
+    make: Callable[..., Trunk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("ICECORE_CACHE", str(tmp_path / "file" / "cache"))
+    assert make(compilation="auto").engine == "eager"
+    with pytest.raises(CompileError, match=r"cannot be kept .* set ICECORE_CACHE to a folder of your own"):
+        make(seed=5, compilation="always")
+
+
+def test_notes_that_say_nothing_are_no_notes(one: Path, make: Callable[..., Trunk]) -> None:
+    sound, notes = one.read_bytes(), one.with_suffix(".json").read_bytes()
+    one.with_suffix(".json").write_text("null")
+    assert "is not what was compiled" in make(compilation="auto").why
+    one.write_bytes(sound)
+    one.with_suffix(".json").write_bytes(notes)
+
+
+def test_features_of_another_length_are_not_alike() -> None:
+    rows = torch.rand(3, 5) + 1
+    assert room._likeness((rows,), (rows.clone(),)) == 1.0
+    assert room._likeness((rows,), (rows * 1.1,)) < 0.999
+    assert room._likeness((rows * 0,), (rows * 0,)) == 1.0
+    assert room._likeness((rows * 0,), (rows,)) < 0
+    assert room._likeness((rows,), (rows * torch.nan,)) == 0.0
+
+
+def test_what_is_kept_is_what_doctor_counts(one: Path) -> None:
+    (told,) = (check for check in check_machine() if check.name == "compiled networks")
+    files = list(one.parent.glob("*.json"))
+    assert told.facts == {"networks": len(files), "bytes": sum(f.with_suffix(".so").stat().st_size for f in files)}
+    assert len(files) >= 1
 
 
 def test_a_network_that_does_not_fit_into_one_library_is_told(tmp_path: Path) -> None:

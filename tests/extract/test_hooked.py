@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +290,22 @@ def test_the_code_is_part_of_the_contract(changes: dict[str, Any], load: Callabl
     assert load("shapes", **changes).contract() != before.contract()
     with pytest.raises(ContractMismatchError, match="and the code as it was then"):
         backbone_for(before.contract(), source=before.source)
+
+
+class Slow(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.002)
+        return x + 1
+
+
+def test_threads_that_run_the_same_network_do_not_get_each_others_layers() -> None:
+    network = torch.nn.Sequential(Slow(), Slow(), Slow())
+    batches = [torch.full((1, 3, 4, 4), float(n)) for n in range(4)]
+    hooked_networks = [HookedNetwork(network, ["0", "1"], (1, 3, 4, 4)) for _ in batches]
+
+    def several(hooks: HookedNetwork, batch: torch.Tensor) -> list[bool]:
+        found = [hooks(batch) for _ in range(20)]
+        return [torch.equal(first, batch + 1) and torch.equal(second, batch + 2) for first, second in found]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(all(right) for right in pool.map(several, hooked_networks, batches))

@@ -147,7 +147,7 @@ def test_features_are_the_same_bits_whatever_the_number_of_lanes(
     backbone, columns = made
     found = []
     for lanes in (1, 2, 5):
-        monkeypatch.setattr("icecore.extract.trunk.default_threads", lambda lanes=lanes: lanes)
+        monkeypatch.setattr("icecore.extract.trunk.default_lanes", lambda lanes=lanes: lanes)
         trunk = Trunk(backbone, columns, device="cpu", batch_size=4)
         found.append([wait() for wait in [trunk.start(pixels(4, n)) for n in range(6)]])
         trunk.close()
@@ -183,3 +183,36 @@ def test_a_closed_trunk_leaves_no_thread_and_torch_its_own_number_of_them(
     later.join()
     assert counted == [before]
     assert not [t for t in threading.enumerate() if t.name.startswith("icecore-forward")]
+
+
+def test_two_trunks_at_a_time_leave_torch_its_threads_whatever_the_order_of_closing(
+    made: tuple[Backbone, tuple[Column, ...]],
+) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    first = Trunk(*made, device="cpu", batch_size=4)
+    first.forward(pixels(2))
+    opened: list[Trunk] = []
+    maker = threading.Thread(target=lambda: opened.append(Trunk(*made, device="cpu", batch_size=4)))
+    maker.start()
+    maker.join()
+    opened[0].forward(pixels(2))
+    first.close()
+    opened[0].close()
+    counted: list[int] = []
+    later = threading.Thread(target=lambda: counted.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert (torch.get_num_threads(), counted) == (before, [before])
+
+
+def test_rows_do_not_hold_the_layer_that_they_were_cut_from() -> None:
+    import torch
+    from icecore.extract.lanes import Lanes
+
+    lanes = Lanes(lambda batch: (batch.float().flatten(1)[:, :5],), size=2, count=1)
+    (rows,) = lanes.start(pixels(2))()
+    lanes.close()
+    assert rows.base is None or rows.base.nbytes == rows.nbytes
+    assert torch.get_num_threads() >= 1
