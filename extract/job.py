@@ -106,7 +106,8 @@ def extract_images(
         As ``choose_device`` takes them; precision may also be ``auto``, see ``settle_precision``.
     compilation
         ``auto``: on a CPU the forward pass is compiled where it was before, or where so many images wait that it pays;
-        ``always``, or ``never``. What was compiled is kept in ``ICECORE_CACHE`` or the user's cache folder.
+        ``always``, or ``never``. On a GPU all but ``never`` record it as a CUDA graph. What was compiled is kept in
+        ``ICECORE_CACHE`` or the user's cache folder.
     batch_size
         Images of a forward pass; shorter batches are padded to it. Default: 64 on CUDA, 4 on a CPU.
     threads

@@ -1,8 +1,8 @@
 """Several passes at once on a CPU, each on one processor.
 
 Operations that are spread over all cores wait, each, for the slowest of them: beside decoding threads, or another busy
-process, such a pass took up to 20 times as long. Passes side by side wait for nobody, and what a pass computes does
-not depend on the number of cores.
+process, such a pass took ten times as long and more. Passes side by side wait for nobody,
+and what a pass on one core computes does not depend on how many there are.
 """
 
 from __future__ import annotations

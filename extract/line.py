@@ -39,6 +39,11 @@ class Line:
         """Time that the device was at work so far."""
         return self._trunk.seconds if self._trunk else 0.0
 
+    @property
+    def pass_size(self) -> int | None:
+        """Images of a pass, which a device with too little memory makes fewer; None when there was none."""
+        return self._trunk.pass_size if self._trunk else None
+
     def through(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Features]]:
         """Give every batch with its features, in their order.
 

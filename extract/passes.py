@@ -81,6 +81,9 @@ def forward_images(
                 record_batch(writer, batch, features, tally)
             tally.add(len(batch.outcomes))
     tally.seconds["forward"] += line.seconds
+    if line.pass_size is not None and line.pass_size < task.batch_size:
+        told = f"the device's memory has room for passes of {line.pass_size} images, not of {task.batch_size}"
+        tally.why = f"{tally.why}; {told}" if tally.why else told
     return strays
 
 

@@ -67,7 +67,7 @@ class ExtractReport:
     seconds: float = 0.0
     """time from the plan to the last commit"""
     engine: str = ""
-    """``eager`` or ``compiled``: what the last pass ran as; empty when there was none"""
+    """``eager``, ``compiled`` or ``graph``: what the last pass ran as; empty when there was none"""
     why: str = ""
     """why it was not compiled, where that was to be decided"""
     decode: Decode = "exact"

@@ -304,6 +304,11 @@ def test_an_interrupt_keeps_what_was_done_and_leaves_no_thread(extract: Extract,
     assert extract().forwarded == 4
 
 
+def test_passes_that_were_made_smaller_are_told(extract: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trunk, "pass_size", 2)
+    assert "room for passes of 2 images, not of 4" in extract(batch_size=4).why
+
+
 CHILD = """
 import sys, torch
 from icecore.extract import Preprocess, extract_images

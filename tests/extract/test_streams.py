@@ -13,7 +13,7 @@ import torch
 from icecore.extract import load_backbone
 from icecore.extract.errors import DeviceError
 from icecore.extract.layers import columns_for
-from icecore.extract.streams import CudaPlatform, Halving, Streams
+from icecore.extract.streams import CudaPlatform, Halving, Streams, is_shortage
 from icecore.extract.trunk import Trunk
 from torch import Tensor
 
@@ -162,6 +162,18 @@ def test_memory_that_runs_out_in_the_middle_loses_and_doubles_nothing() -> None:
             np.testing.assert_array_equal(found, wanted)
     assert passes.size == 2
     assert passes.seconds == 1.5  # of three passes
+
+
+def test_libraries_have_words_of_their_own_for_a_lack_of_memory() -> None:
+    assert is_shortage(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"))
+    assert is_shortage(RuntimeError("CUDA error: out of memory"))
+    assert not is_shortage(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+    def broken(size: int) -> Streams:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        Halving(broken, 8, lambda: None)
 
 
 def test_one_image_that_does_not_fit_is_an_error() -> None:
