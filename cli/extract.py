@@ -155,6 +155,8 @@ def _facts(report: ExtractReport) -> dict[str, Any]:
         "source": dict(report.source),
         "seconds": round(report.seconds, 3),
         "images_per_second": round(report.images_per_second, 2),
+        "batch_size": report.batch_size,
+        "batch_size_why": report.batch_size_why,
         "engine": report.engine,
         "why_not_compiled": report.why,
         "busy": {stage: round(share, 3) for stage, share in report.busy.items()},
@@ -222,8 +224,10 @@ def _done_text(report: ExtractReport) -> str:
         if report.forwarded:
             rate = f"{report.images_per_second:.1f} images/s"
             engine = report.engine + (f" ({one_line(report.why)})" if report.why else "")
-            how = f"{report.device}, {report.precision}, {engine}{_fast(report)}"
+            how = f"{report.device}, {report.precision}, batches of {report.batch_size}, {engine}{_fast(report)}"
             lines.append(f"  {report.seconds:.1f} s, {rate} on {how}")
+            if report.batch_size_why:
+                lines.append(f"  batch size {report.batch_size_why}")
             if report.precision_why:
                 lines.append(f"  {one_line(report.precision_why)}")
             busy = ", ".join(f"{stage} {share:.0%}" for stage, share in report.busy.items())

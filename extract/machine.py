@@ -16,7 +16,7 @@ from icecore.store.health import Health
 from .errors import CompileError, PairError
 from .pairing import require_pair
 
-__all__ = ["check_decoders", "check_machine"]
+__all__ = ["check_decoders", "check_machine", "cpu_name"]
 
 LEAST_MEMORY, SMALL_MEMORY = 512 << 20, 2 << 30
 """Bytes of memory below which a run breaks, and below which large networks do."""
@@ -34,8 +34,18 @@ def check_machine() -> tuple[Check, ...]:
     pair = _check_pair()
     checks = [pair, _check_cpu(), *_check_memory(), *check_decoders()]
     if pair.health == "ok":
-        checks += [*_check_bf16(), *_check_cuda(), *_check_compiling()]
+        checks += [*_check_bf16(), *_check_cuda(), *_check_compiling(), *_check_batch_sizes()]
     return tuple(checks)
+
+
+def cpu_name() -> str:
+    """Give what the processor is called."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def check_decoders() -> Iterator[Check]:
@@ -82,7 +92,7 @@ def _check_pair() -> Check:
 def _check_cpu() -> Check:
     there = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
-    told = f"{_cpu_name()}, {usable} of {there} processors usable"
+    told = f"{cpu_name()}, {usable} of {there} processors usable"
     allowed = _allowed_processors()
     facts = {"processors": there, "usable": usable, "allowed": allowed}
     if allowed is not None and allowed < usable:
@@ -167,13 +177,12 @@ def _check_compiling() -> Iterator[Check]:
         yield Check("compiled networks", "warn", f"{nearest} may not be written", cure, facts)
 
 
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+def _check_batch_sizes() -> Iterator[Check]:
+    from .batch_sizes import sizes_folder
+
+    folder = sizes_folder()
+    kept = len(list(folder.glob("*.json")))
+    yield Check("batch sizes", "ok", f"{kept} found here before, in {folder}", facts={"remembered": kept})
 
 
 def _allowed_processors() -> float | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from icecore.store import Column, Scan, SourceImage, Writer
+import torch
+from icecore.store import Column, Plan, Scan, SourceImage, Writer
 
 from .backbone import Backbone
+from .batch_sizes import settle_batch_size
 from .line import Line
 from .pipeline import Batch, Failed, Row, read_batches
 from .recording import Tally, record_batch
@@ -16,7 +18,7 @@ from .report import Prune
 from .trunk import Compilation, Trunk
 from .views import crops_for
 
-__all__ = ["Task", "forward_images"]
+__all__ = ["Task", "forward_images", "with_batch_size"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,24 @@ class Task:
     """recorded with the features"""
     prune: Prune
     """what becomes of images that the source has no more"""
+    finds_batch_size: bool = False
+    """whether another batch size may be chosen, because none was asked for"""
+    batch_size_why: str = ""
+    """how the batch size was found, where this run searched"""
+
+    def told(self) -> dict[str, str | int]:
+        """Give what is said of it once its plan is made."""
+        return {"device": self.device, "precision": self.precision, "batch_size": self.batch_size}
+
+
+def with_batch_size(task: Task, plan: Plan) -> Task:
+    """Choose the batch size by the images that will be forwarded; most of those that are read to be sure will not."""
+    if not task.finds_batch_size or not plan.to_read:
+        return task
+    waiting = plan.added + plan.changed + plan.backfill + plan.retried
+    device, compilation = torch.device(task.device), task.compilation
+    found = settle_batch_size(task.backbone, task.columns, device, task.precision, waiting, compilation=compilation)
+    return replace(task, batch_size=found.size, batch_size_why=found.why)
 
 
 def forward_images(

@@ -10,7 +10,8 @@ import numpy as np
 from icecore.store import Column, SourceImage
 
 from .backbone import Backbone
-from .devices import choose_device, default_batch_size
+from .batch_sizes import settle_batch_size
+from .devices import choose_device
 from .errors import ImageError
 from .images import MAX_PIXELS
 from .line import Line
@@ -61,8 +62,10 @@ def features_of(
         As ``read_batches``.
     """
     paths = [Path(image) for image in images]
-    fitting = default_batch_size(choose_device(device, precision=precision)) if batch_size is None else batch_size
-    size = max(1, min(fitting, len(paths)))
+    if batch_size is None:
+        where = choose_device(device, precision=precision)
+        batch_size = settle_batch_size(backbone, columns, where, precision, len(paths)).size
+    size = max(1, min(batch_size, len(paths)))
     trunk = Trunk(
         backbone,
         columns,

@@ -66,6 +66,10 @@ class ExtractReport:
     """version of the set that readers see now; None while it has none"""
     seconds: float = 0.0
     """time from the plan to the last commit"""
+    batch_size: int | None = None
+    """images of a pass; None where only the plan was made"""
+    batch_size_why: str = ""
+    """how it was found, where this run searched for it; else empty"""
     engine: str = ""
     """``eager``, ``compiled`` or ``graph``: what the last pass ran as; empty when there was none"""
     why: str = ""
@@ -100,6 +104,8 @@ class ExtractReport:
             "uncovered": self.uncovered,
             "seconds": round(self.seconds, 3),
             "engine": self.engine,
+            "batch_size": self.batch_size,
+            "batch_size_why": self.batch_size_why,
             "busy": {stage: round(share, 3) for stage, share in self.busy.items()},
         }
 

@@ -28,7 +28,7 @@ from .preprocess import Preprocess
 from .streams import CudaPlatform, Halving, Streams, is_shortage
 from .view_passes import ViewPasses
 
-__all__ = ["Compilation", "Trunk"]
+__all__ = ["Compilation", "Trunk", "compiled_key"]
 
 Compilation = Literal["auto", "always", "never"]
 """whether the forward pass is compiled; ``auto``: where it was before, or so many images wait that it pays"""
@@ -201,23 +201,13 @@ class Trunk:
             raise CompileError(f"{self.why}: {backbone.hooks}")
         return True
 
-    def _key(self, backbone: Backbone, precision: str) -> str:
-        return key_of(
-            {
-                "body": _BODY,
-                "contract": backbone.contract(precision=precision).hash,
-                "columns": [[column.name, column.layout, column.width] for column in self._views.computed],
-                "batch_size": self.batch_size,
-            }
-        )
-
     def _choose_engine(
         self, lanes: Lanes, backbone: Backbone, precision: str, compilation: Compilation, images: int
     ) -> None:
         """Compile the pass where that is asked for, or was done before, or pays."""
         if compilation == "never" or self._is_hooked(backbone, compilation):
             return
-        key = self._key(backbone, precision)
+        key = compiled_key(backbone, self.columns, precision, self.batch_size)
         example = self._example()
         if compilation == "auto" and not is_kept(key) and not self._would_pay(images, example, lanes.count):
             self.why = f"{images:,} images are too few to compile for"
@@ -242,6 +232,19 @@ class Trunk:
         noise = torch.Generator().manual_seed(0)
         shape = (self.batch_size, 3, self._crop, self._crop)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise)
+
+
+def compiled_key(backbone: Backbone, columns: Sequence[Column], precision: str, batch_size: int) -> str:
+    """Give the name under which the compiled pass over so many images is kept."""
+    computed = ViewPasses(backbone.views, columns).computed
+    return key_of(
+        {
+            "body": _BODY,
+            "contract": backbone.contract(precision=precision).hash,
+            "columns": [[column.name, column.layout, column.width] for column in computed],
+            "batch_size": batch_size,
+        }
+    )
 
 
 class _Body(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,34 @@ def test_a_weights_file_that_would_run_code_is_refused_and_runs_nothing(
     assert f"{path}: holds more than tensors, and loading it could run code" in done.told
     assert "save model.state_dict() instead" in done.told
     assert not target.exists()
+
+
+# --- batch size -------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_size_that_is_given_is_taken_and_told(icecore: Icecore, photos: Any) -> None:
+    done = icecore("extract", photos.config, "--json")
+    assert (done.outcome["batch_size"], done.outcome["batch_size_why"]) == (8, "")
+    text = icecore("extract", photos.config, "--set", "set=other", "--set", "compute.batch_size=5").text
+    assert " images/s on cpu, fp32, batches of 5, eager" in text
+    assert "found on this machine" not in text
+
+
+def test_a_batch_size_that_was_found_is_told_with_its_cost_and_once(
+    icecore: Icecore, photos: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ICECORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("icecore.extract.batch_sizes.SHARE", 1e9)  # of eight images
+    photos.config.write_text(photos.config.read_text("utf-8").replace("batch_size = 8", ""), "utf-8")
+    text = icecore("extract", photos.config).text
+    found = (
+        r"batches of (\d+), eager.*\n  batch size found on this machine: (\d+) \([\d,]+ images, [\d,.]+% of the run's"
+    )
+    told = re.search(found, text)
+    assert told is not None
+    assert told[1] == told[2]
+    again = icecore("extract", photos.config, "--set", "set=other", "--json").outcome
+    assert (again["batch_size"], again["batch_size_why"]) == (int(told[1]), "")
 
 
 # --- dry run, and a second contract -----------------------------------------------------------------------------
