@@ -5,6 +5,7 @@ Paths in a config are relative to the config file's folder, so that a job does n
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -45,6 +46,14 @@ def _listing(value: Path) -> Path:
     return value
 
 
+def _device(value: Any) -> Any:
+    names = value if isinstance(value, list) else [value]
+    known = r"auto|cpu|cuda(:\d+)?" + ("" if isinstance(value, list) else "|cuda:all")
+    if not names or not all(isinstance(name, str) and re.fullmatch(known, name) for name in names):
+        raise ValueError("expected auto, cpu, cuda, cuda:N, cuda:all, or a list of the first four")
+    return tuple(names) if isinstance(value, list) else value
+
+
 def _pooling(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -58,6 +67,7 @@ def _pooling(value: Any) -> Any:
 ConfigPath = Annotated[Path, BeforeValidator(_below_config)]
 ManifestPath = Annotated[ConfigPath, AfterValidator(_listing)]
 LogPath = Annotated[Path, BeforeValidator(_log_below_config)]
+Device = Annotated[str | tuple[str, ...], BeforeValidator(_device)]
 PoolingName = Annotated[str, BeforeValidator(_pooling)]
 Joined = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -137,8 +147,8 @@ class Preprocess(_Section):
 class Compute(_Section):
     """How it is computed; nothing here changes a feature but precision."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """auto, cpu, cuda or cuda:N; one that is not there is an error"""
+    device: Device = "auto"
+    """auto, cpu, cuda, cuda:N, cuda:all, or a list, a process for each; one that is not there is an error"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """arithmetic of the forward pass; part of the contract. auto: as the set has it; else bf16 where it is native
     and gives the features of fp32 (cosine 0.999 on 8 images)"""

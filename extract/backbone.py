@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,10 @@ class Backbone:
     """why its layers are taken by forward hooks, which is that torch.fx cannot follow it; empty where it can"""
     views: tuple[str, ...] = (FULL,)
     """the crops and flips of an image whose features are averaged"""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what describes the network: where that is unpickled it is loaded anew and held against it."""
+        return _reload, (self.contract(), dict(self.source))
 
     @property
     def name(self) -> str:
@@ -221,6 +225,10 @@ def backbone_for(
         cure = f"give the weights that the features were extracted with{code}"
         raise ContractMismatchError(f"{backbone.weights_words}: not the backbone asked for", differences, cure)
     return backbone
+
+
+def _reload(contract: Contract, source: Mapping[str, Any]) -> Backbone:
+    return replace(backbone_for(contract, source=source), source=source)
 
 
 def _choose_preprocess(

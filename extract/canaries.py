@@ -21,12 +21,12 @@ from icecore.store.canaries import Canaries, read_canaries, write_canaries
 from .comparing import cosines
 from .errors import ImageError, NumericsMovedError
 from .images import MAX_PIXELS, load_image
-from .passes import Task
 from .reading import read_image_file
 from .trunk import Trunk
 from .views import crops_for
+from .work import Work
 
-__all__ = ["MOST_BYTES", "MOST_IMAGES", "TOLERANCE", "guard_numerics"]
+__all__ = ["MOST_BYTES", "MOST_IMAGES", "TOLERANCE", "check_numerics", "guard_numerics"]
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ _PASS = 4
 
 
 def guard_numerics(
-    folder: Path, generation: str, task: Task, images: Iterable[SourceImage], versions: Mapping[str, str]
+    folder: Path, generation: str, task: Work, images: Iterable[SourceImage], versions: Mapping[str, str]
 ) -> None:
     """Return when the canaries give what they gave, and take some where the generation has none.
 
@@ -72,7 +72,7 @@ def guard_numerics(
             write_canaries(folder, generation, taken)
         return
     new = [column for column in task.columns if column not in held.features]
-    old = [column for column in task.columns if column in held.features]
+    old = _known(held, task)
     columns = (*old, *new)
     features = _forward(task, columns, _decode(held, task, columns, versions))
     _require_unmoved(held, {column: features[column] for column in old}, versions)
@@ -83,7 +83,19 @@ def guard_numerics(
         write_canaries(folder, generation, grown)
 
 
-def _take(task: Task, images: Iterable[SourceImage], versions: Mapping[str, str]) -> Canaries | None:
+def check_numerics(folder: Path, generation: str, work: Work, versions: Mapping[str, str]) -> None:
+    """Return when the canaries, where there are any, give what they gave; writes nothing. Errors as above."""
+    held = read_canaries(folder, generation)
+    columns = [] if held is None else _known(held, work)
+    if held is not None and columns:
+        _require_unmoved(held, _forward(work, columns, _decode(held, work, columns, versions)), versions)
+
+
+def _known(held: Canaries, work: Work) -> list[Column]:
+    return [column for column in work.columns if column in held.features]
+
+
+def _take(task: Work, images: Iterable[SourceImage], versions: Mapping[str, str]) -> Canaries | None:
     """Give the smallest of the first images, with their features; None where not one is fit."""
     chosen: list[tuple[str, bytes, np.ndarray]] = []
     seen: set[bytes] = set()
@@ -121,7 +133,7 @@ def _take(task: Task, images: Iterable[SourceImage], versions: Mapping[str, str]
     )
 
 
-def _decode(held: Canaries, task: Task, columns: Sequence[Column], versions: Mapping[str, str]) -> np.ndarray:
+def _decode(held: Canaries, task: Work, columns: Sequence[Column], versions: Mapping[str, str]) -> np.ndarray:
     pixels = []
     most, crops = max(task.max_pixels, MAX_PIXELS), crops_for(task.backbone.views, columns)
     for image_id, data in zip(held.ids, held.files, strict=True):
@@ -133,7 +145,7 @@ def _decode(held: Canaries, task: Task, columns: Sequence[Column], versions: Map
     return np.stack(pixels)
 
 
-def _forward(task: Task, columns: Sequence[Column], pixels: np.ndarray) -> dict[Column, np.ndarray]:
+def _forward(task: Work, columns: Sequence[Column], pixels: np.ndarray) -> dict[Column, np.ndarray]:
     size = min(_PASS, len(pixels))
     trunk = Trunk(task.backbone, columns, device=task.device, precision=task.precision, batch_size=size)
     with closing(trunk):

@@ -14,7 +14,7 @@ import torch
 from icecore.store import Column, Scan, SourceImage
 
 from .backbone import Backbone
-from .devices import choose_device, default_batch_size
+from .devices import choose_device, choose_devices, default_batch_size
 from .errors import DeviceError, ImageError
 from .images import MAX_PIXELS, load_image
 from .reading import read_image_file
@@ -82,7 +82,7 @@ def compare_precisions(
     *,
     images: int = 64,
     seed: int = 0,
-    device: str = "auto",
+    device: str | Sequence[str] = "auto",
     batch_size: int | None = None,
     compilation: Compilation = "auto",
     max_pixels: int = MAX_PIXELS,
@@ -112,7 +112,7 @@ def compare_precisions(
     ImageError
         When none of the images drawn can be used.
     """
-    where = choose_device(device)
+    where = choose_devices(device)[0]
     drawn = _draw(scan, images, seed)
     ids, pixels = _load(drawn, backbone, max_pixels, crops_for(backbone.views, columns))
     size = min(default_batch_size(where) if batch_size is None else batch_size, len(ids))

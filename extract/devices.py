@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from .errors import DeviceError
 
-__all__ = ["choose_device", "choose_precision", "default_batch_size", "exact_fp32"]
+__all__ = ["choose_device", "choose_devices", "choose_precision", "default_batch_size", "exact_fp32"]
 
 _PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -45,6 +45,30 @@ def choose_device(device: str, *, precision: str = "fp32") -> torch.device:
     if precision == "bf16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise DeviceError(f"{torch.cuda.get_device_name(chosen)} has no bf16: use fp32 or fp16")
     return chosen
+
+
+def choose_devices(device: str | Sequence[str], *, precision: str = "fp32") -> tuple[torch.device, ...]:
+    """Give the devices to compute on, each with a process of its own where they are several.
+
+    Parameters
+    ----------
+    device
+        As ``choose_device`` takes it; ``cuda:all`` for every CUDA device; or several in a sequence, in which the
+        same may come twice.
+    precision
+        As ``choose_device`` takes it.
+
+    Raises
+    ------
+    DeviceError
+        As ``choose_device``, and when the sequence is empty.
+    """
+    if device == "cuda:all":
+        device = [f"cuda:{index}" for index in range(_cuda_devices())] or "cuda:0"
+    names = [device] if isinstance(device, str) else list(device)
+    if not names:
+        raise DeviceError("no device is named: give auto, cpu, cuda, cuda:N, cuda:all, or several of them")
+    return tuple(choose_device(name, precision=precision) for name in names)
 
 
 def choose_precision(device: torch.device, precision: str, *, stored: str | None = None) -> str:
@@ -141,8 +165,12 @@ class _Exact:
 _EXACT = {kind: _Exact(kind) for kind in ("cpu", "cuda")}
 
 
+def _cuda_devices() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def _cuda_or_cpu(device: str) -> torch.device:
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available = _cuda_devices()
     if device == "auto":
         device = "cuda" if available else "cpu"
     try:

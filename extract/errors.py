@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,7 +34,10 @@ ImageErrorKind = Literal["read", "transient", "decode", "too-large", "unsupporte
 
 
 class ExtractError(Exception):
-    """Anything that extraction refuses or finds wrong."""
+    """Anything that extraction refuses or finds wrong; can be pickled, fields and all."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__)
 
 
 class PairError(ExtractError, ImportError):
@@ -162,6 +165,13 @@ class RemovalRefusedError(ExtractError, ValueError):
             f"{limit:g} that one run may remove; nothing was changed: check the source, or allow it with "
             f"`--set source.max_removed=1`, or leave them where they are with `--prune keep`"
         )
+
+
+def _restore(kind: type[ExtractError], args: tuple[Any, ...], facts: Mapping[str, Any]) -> ExtractError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -21,17 +21,18 @@ from icecore.store import (
 from .backbone import load_backbone
 from .canaries import guard_numerics
 from .decoding import MAX_PIXELS, decoder_versions
-from .devices import choose_device, default_batch_size
+from .devices import choose_devices, default_batch_size
 from .errors import SourceLostError
 from .events import Listener, Teller
 from .layers import columns_for, resolve_layers
-from .passes import Task, forward_images, with_batch_size
+from .passes import forward_images
 from .pipeline import default_threads
 from .precision import Precision, settle_precision
 from .preprocess import Decode, Preprocess
 from .recording import Progress, Tally, fail_image, library_versions
 from .report import ExtractReport, Prune, counts_of
 from .sourcing import place_of, refuse_removal, scan_of
+from .task import Task, with_batch_size
 from .trunk import Compilation
 from .views import StoreViews, columns_by_view, require_room, view_names
 
@@ -54,7 +55,7 @@ def extract_images(
     arguments: Mapping[str, Any] | None = None,
     views: Sequence[str] = (),
     store_views: StoreViews = "averaged",
-    device: str = "auto",
+    device: str | Sequence[str] = "auto",
     precision: str = "fp32",
     batch_size: int | None = None,
     compilation: Compilation = "auto",
@@ -103,7 +104,8 @@ def extract_images(
     store_views
         ``averaged``: a column holds the mean over the views; ``separate``: each view has its own, ``layer4:avg@flip``.
     device, precision
-        As ``choose_device`` takes them; precision may also be ``auto``, see ``settle_precision``.
+        As ``choose_devices`` takes them; precision may also be ``auto``, see ``settle_precision``. With several devices
+        each has a process of its own, which reads and forwards, and this one alone writes.
     compilation
         ``auto``: on a CPU the forward pass is compiled where it was before, or where so many images wait that it pays;
         ``always``, or ``never``. On a GPU all but ``never`` record it as a CUDA graph. What was compiled is kept in
@@ -168,7 +170,8 @@ def extract_images(
     changes = {**(preprocess_changes or {}), **({} if decode is None else {"decode": decode})}
     teller = Teller(events, set_name)
     teller.tell("started", backbone=backbone_name)
-    where = choose_device(device, precision="fp32" if precision == "auto" else precision)
+    devices = choose_devices(device, precision="fp32" if precision == "auto" else precision)
+    where = devices[0]
     backbone = load_backbone(
         backbone_name,
         weights,
@@ -193,6 +196,7 @@ def extract_images(
         columns=columns,
         scan=scan,
         device=str(where),
+        devices=tuple(map(str, devices)),
         precision=precision,
         precision_why=settled.why,
         batch_size=default_batch_size(where) if batch_size is None else batch_size,
@@ -200,7 +204,7 @@ def extract_images(
         compilation=compilation,
         threads=threads,
         max_pixels=max_pixels,
-        source={**backbone.source, **place_of(scan), "device": str(where)},
+        source={**backbone.source, **place_of(scan), "device": ", ".join(map(str, devices))},
         prune=prune,
     )
     options = {"rehash": rehash, "retry_failed": retry_failed}
@@ -288,7 +292,7 @@ def _report(task: Task, set_name: str, plan: Plan, *, dry_run: bool = False, **d
         plan=plan,
         columns=task.columns,
         contract_hash=task.backbone.contract(precision=task.precision).hash,
-        device=task.device,
+        device=", ".join(task.devices),
         precision=task.precision,
         precision_why=task.precision_why,
         batch_size=None if dry_run else task.batch_size,

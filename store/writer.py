@@ -144,6 +144,11 @@ class Writer:
         """Uuid of the generation written to."""
         return self._generation.uuid
 
+    @property
+    def retries(self) -> bool:
+        """Whether contents that a column refused are tried again, as the last ``plan`` was asked."""
+        return self._retries
+
     def plan(self, scan: Scan, *, rehash: bool = False, retry_failed: bool = False) -> Plan:
         """Compare a source with the set; see ``plan_sync``."""
         self._retries = retry_failed

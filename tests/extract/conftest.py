@@ -161,5 +161,5 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             seen.append(len(pixels))
             return super().start(pixels)
 
-    monkeypatch.setattr("icecore.extract.passes.Trunk", Counting)
+    monkeypatch.setattr("icecore.extract.one_device.Trunk", Counting)
     return seen

@@ -1,0 +1,214 @@
+"""Several devices: a process for each, which reads and forwards its images; the run alone writes the store.
+
+Features are small beside the images that they came from, so they are sent to the one writer: rows are committed as
+with one device, and there is nothing to put right when a process is killed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import statistics
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import islice
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+import torch
+from icecore.store import Column, SourceImage, Writer
+
+from .errors import DeviceError
+from .line import Features
+from .pipeline import Batch
+from .work import State, Work
+from .worker import Asked, Ended, Failure, Given, Order, run_worker
+
+__all__ = ["Workers"]
+
+AT_A_TIME = 32
+"""Images that a worker gets at once."""
+_PATIENCE = 10.0
+"""Seconds that a process has to end before it is killed."""
+
+
+class Workers:
+    """Processes that read images and forward them. Close it, whatever has happened, after the iterator of ``through``.
+
+    Parameters
+    ----------
+    work
+        What to compute with.
+    devices
+        One for each process, two or more; the same may come twice.
+    columns
+        What to compute.
+    writer
+        Of the store, which the processes look at.
+    guard
+        Called before they begin; raises where they must not.
+    images
+        Number of images that wait.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        devices: Sequence[str],
+        columns: Sequence[Column],
+        writer: Writer,
+        *,
+        guard: Callable[[], None],
+        images: int,
+    ) -> None:
+        self._work, self._devices, self._columns, self._guard = work, devices, tuple(columns), guard
+        self._store = {"folder": writer.folder, "generation": writer.generation, "retries": writer.retries}
+        self._images = images
+        self._workers: list[_Worker] = []
+
+    @property
+    def state(self) -> State:
+        """What the devices have done so far: the mean of their seconds, and the smallest of their passes."""
+        states = [worker.state for worker in self._workers if worker.state.engine]
+        if not states:
+            return State()
+        sizes = [state.pass_size for state in states if state.pass_size is not None]
+        return State(
+            statistics.fmean(state.seconds for state in states),
+            ", ".join(dict.fromkeys(state.engine for state in states)),
+            "; ".join(dict.fromkeys(state.why for state in states if state.why)),
+            min(sizes, default=None),
+        )
+
+    def through(self, images: Iterable[SourceImage]) -> Generator[tuple[Batch, Features]]:
+        """Give the images in batches with their features; those of each process in their order.
+
+        Raises
+        ------
+        SourceLostError
+            As ``read_batches``.
+        DeviceError
+            When a process ends before its time.
+        """
+        lists = _lists(images)
+        first = next(lists, None)
+        if first is None:
+            return
+        self._begin()
+        self._workers[0].pending = first
+        working = {worker.outbox: worker for worker in self._workers}
+        while working:
+            for outbox in wait(list(working)):
+                worker = working[outbox]  # type: ignore[index]
+                match worker.receive():
+                    case Asked():
+                        worker.send(worker.pending or next(lists, None))
+                        worker.pending = None
+                    case Given(batch, features, state):
+                        worker.state = state
+                        yield batch, features
+                    case Ended(state):
+                        worker.state = state
+                        del working[worker.outbox]
+                    case Failure(error, trace):
+                        error.add_note(f"in the process of {worker.device}:\n{trace}")
+                        raise error
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.close()
+
+    def _begin(self) -> None:
+        self._guard()
+        count = len(self._devices)
+        threads, cores = self._work.threads, torch.get_num_threads()
+        for number, device in enumerate(self._devices):
+            share = max(1, _share(threads, number, count)) if threads else 0
+            order = Order(
+                work=_only_work(self._work, device=device, threads=share),
+                columns=self._columns,
+                images=-(-self._images // count),
+                cores=max(1, _share(cores, number, count)),
+                **self._store,  # type: ignore[arg-type]
+            )
+            self._workers.append(_Worker.begin(device, pickle.dumps(order)))
+
+
+@dataclass
+class _Worker:
+    device: str
+    process: SpawnProcess
+    inbox: Connection
+    """to it"""
+    outbox: Connection
+    """from it"""
+    state: State = field(default_factory=State)
+    pending: list[SourceImage] | None = None
+    """images that it gets first"""
+
+    @classmethod
+    def begin(cls, device: str, order: bytes) -> _Worker:
+        context = multiprocessing.get_context("spawn")  # a CUDA context does not survive a fork
+        its_inbox, inbox = context.Pipe(duplex=False)
+        outbox, its_outbox = context.Pipe(duplex=False)
+        process = context.Process(
+            target=run_worker, args=(order, its_inbox, its_outbox), name=f"icecore-{device}", daemon=True
+        )
+        process.start()
+        its_inbox.close()  # so that each side sees when the other is gone
+        its_outbox.close()
+        return cls(device, process, inbox, outbox)
+
+    def receive(self) -> Any:
+        try:
+            return self.outbox.recv()
+        except (EOFError, ConnectionResetError) as exc:
+            raise self._gone() from exc
+
+    def send(self, images: list[SourceImage] | None) -> None:
+        try:
+            self.inbox.send(images)
+        except (BrokenPipeError, ConnectionResetError) as exc:
+            raise self._gone() from exc
+
+    def close(self) -> None:
+        self.process.join(_PATIENCE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.inbox.close()
+        self.outbox.close()
+
+    def _gone(self) -> DeviceError:
+        self.process.join(_PATIENCE)
+        code = self.process.exitcode
+        return DeviceError(
+            f"the process of {self.device} ended before its time ({_words(code)}); what was finished is kept, so run "
+            f"again; a script that asks for several devices needs `if __name__ == '__main__':` around its calls"
+        )
+
+
+def _lists(images: Iterable[SourceImage]) -> Iterator[list[SourceImage]]:
+    source = iter(images)
+    while some := list(islice(source, AT_A_TIME)):
+        yield some
+
+
+def _only_work(work: Work, **changes: Any) -> Work:
+    """Give what processes must know of a run, without the rest of it."""
+    whole = {each.name: getattr(work, each.name) for each in fields(Work)}
+    return replace(Work(**whole), **changes)
+
+
+def _share(total: int, number: int, count: int) -> int:
+    return total // count + (number < total % count)
+
+
+def _words(code: int | None) -> str:
+    if code is None:
+        return "it does not answer"
+    return f"killed by signal {-code}: was there too little memory?" if code < 0 else f"exit code {code}"
