@@ -16,7 +16,7 @@ from .builders import Builder, any_recipe, find_builder
 from .errors import PreprocessError, UnknownLayerError, UntraceableError, WeightsError, did_you_mean
 from .faithful import require_faithful
 from .fingerprint import code_sha256, hidden_tensors, plain_tensors, source_sha256
-from .graph import tensors_needed, trace
+from .graph import Trace, tensors_needed, trace
 from .hooked import require_steady
 from .layers import LayerInfo, describe_layers
 from .preprocess import Preprocess
@@ -79,6 +79,10 @@ class Backbone:
         larger = self.builder.build_for_size(self.arguments, self.module, 2 * crop)
         return describe_layers(self.module, size=crop, larger=larger)
 
+    @cached_property
+    def _traced(self) -> Trace:
+        return trace(self.module)
+
     def contract(self, *, precision: str = "fp32") -> Contract:
         """Give all that decides a feature's value, for arithmetic in ``fp32``, ``bf16`` or ``fp16``."""
         return Contract(
@@ -105,7 +109,7 @@ class Backbone:
         if self.hooks:  # which tensors a layer needs, only a graph tells
             known, needed = [layer.name for layer in self.layers], hashed_names(self.module)
         else:
-            traced = trace(self.module)
+            traced = self._traced
             known = list(traced.nodes)
             needed = tensors_needed(traced, self.module, [layer for layer in asked if layer in traced.nodes])
         for layer in asked:

@@ -149,7 +149,8 @@ def _forward(task: Work, columns: Sequence[Column], pixels: np.ndarray) -> dict[
     size = min(_PASS, len(pixels))
     trunk = Trunk(task.backbone, columns, device=task.device, precision=task.precision, batch_size=size)
     with closing(trunk):
-        parts = [trunk.forward(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+        passes = [trunk.start(pixels[start : start + size]) for start in range(0, len(pixels), size)]  # side by side
+        parts = [wait() for wait in passes]
     return {column: np.concatenate([part[column] for part in parts]) for column in columns}
 
 
