@@ -116,7 +116,10 @@ def test_all_faults_are_listed_at_once_with_line_limit_and_suggestion(config: Pa
         ("source.manifest=images.txt", r"source.manifest: expected a .csv or .parquet file, found 'images.txt'"),
         ("source={}", r"--set source: source: folder is missing; name a folder of images, or a manifest .* them$"),
         ("source.extensions=[]", "source.extensions: tuple should have at least 1 item"),
-        ("compute.device=gpu", "compute.device: string should match pattern"),
+        (
+            "compute.device=gpu",
+            "compute.device: expected auto, cpu, cuda, cuda:N, cuda:all, or a list of the first four, found 'gpu'",
+        ),
         ("backbone=1", "backbone: input should be a valid"),
     ],
 )

@@ -52,12 +52,13 @@ def other_filter(patch: pytest.MonkeyPatch) -> None:
 
 def louder_pooling(patch: pytest.MonkeyPatch) -> None:
     """Pool to numbers one percent larger: the directions stay, so that no cosine would tell."""
-    plain = module.Trunk.forward
+    plain = module.Trunk.start
 
-    def forward(self: Trunk, pixels: np.ndarray) -> Any:
-        return {column: X * np.float32(1.01) for column, X in plain(self, pixels).items()}
+    def start(self: Trunk, pixels: np.ndarray) -> Any:
+        wait = plain(self, pixels)
+        return lambda: {column: X * np.float32(1.01) for column, X in wait().items()}
 
-    patch.setattr(Trunk, "forward", forward)
+    patch.setattr(Trunk, "start", start)
 
 
 def test_a_first_run_keeps_a_few_small_files_and_what_they_give(
