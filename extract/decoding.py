@@ -1,4 +1,4 @@
-"""From the bytes of an image file to its pixels, upright and as 8-bit RGB: one interface, two ways to decode.
+"""From the bytes of an image file to its pixels, upright 8-bit RGB, by Pillow: one interface, two ways to decode.
 
 ``exact`` gives every pixel of every kind of file. ``fast`` gives large JPEG files at 1/2, 1/4 or 1/8 of their size,
 computed from the coefficients of the cosine transform, and all other files exactly. Both are Pillow's: no other
@@ -22,7 +22,17 @@ from PIL.JpegImagePlugin import JpegImageFile
 from .errors import ImageError
 from .preprocess import LEAST_SCALE, Decode
 
-__all__ = ["DECODERS", "MAX_PIXELS", "Box", "Decoded", "Decoder", "check_size", "decode_image", "decoder_versions"]
+__all__ = [
+    "DECODERS",
+    "MAX_PIXELS",
+    "Box",
+    "Decoded",
+    "Decoder",
+    "check_size",
+    "decode_image",
+    "decoder_versions",
+    "orientation_of",
+]
 
 Box = tuple[float, float, float, float]
 """left, top, right, bottom, in pixels"""
@@ -124,6 +134,14 @@ def decoder_versions() -> dict[str, str]:
     return {"pillow": PIL.__version__, **jpeg}
 
 
+def orientation_of(image: Image.Image) -> int:
+    """Give the EXIF orientation, 1 to 8 or a number without a meaning; 1 where there is none. Decodes no pixel."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 - an EXIF block that cannot be parsed gives no orientation
+        return 1
+
+
 def check_size(width: int, height: int, max_pixels: int, when: str = "") -> None:
     """Refuse more pixels than the limit; ``when`` follows their number in the reason.
 
@@ -146,7 +164,7 @@ def _decode(data: bytes, least: int | None, max_pixels: int) -> Decoded:
             check_size(*image.size, max_pixels)
             size, box = image.size, _scaled(image, least)
             image.load()
-            return _upright(_to_rgb(image), size, box or (0, 0, *image.size), _orientation(image))
+            return _upright(_to_rgb(image), size, box or (0, 0, *image.size), orientation_of(image))
     except ImageError:
         raise
     except UnidentifiedImageError as exc:
@@ -194,13 +212,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if isinstance(transparent := image.info.get("transparency"), int):  # all 16 bits count
         grey[values == transparent] = 255
     return Image.fromarray(grey)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 - an EXIF block that cannot be parsed gives no orientation
-        return 1
 
 
 def _upright(image: Image.Image, size: tuple[int, int], box: Box, orientation: int) -> Decoded:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .preprocess import Preprocess
 
-__all__ = ["MAX_PIXELS", "decode_image", "load_image"]
+__all__ = ["MAX_PIXELS", "crop_corner", "decode_image", "load_image", "resized_size"]
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -32,14 +32,15 @@ _RESAMPLING = {
 def load_image(
     data: bytes, preprocess: Preprocess, *, max_pixels: int = MAX_PIXELS, crops: Sequence[str] = (FULL,)
 ) -> np.ndarray:
-    """Decode, orient, resize and crop one image.
+    """Decode, orient, resize and crop one image by Pillow; ``open_loader`` also knows the way of a device.
 
     Parameters
     ----------
     data
         Contents of the image file.
     preprocess
-        Way of decoding, sizes and interpolation; ``mean`` and ``std`` are applied later, on the device.
+        Way of decoding, ``exact`` or ``fast``, sizes and interpolation; ``mean`` and ``std`` are applied later, on the
+        device.
     max_pixels
         Limit of width x height, checked before any pixel is decoded, and again for the resized image (a strip of
         1 x 90,000 pixels grows with the square of the size asked for). Pillow's own limit,
@@ -57,7 +58,11 @@ def load_image(
     ------
     ImageError
         With kind ``decode``, ``too-large`` or ``unsupported``.
+    ValueError
+        When the way of decoding is not one of Pillow's.
     """
+    if preprocess.decode not in DECODERS:
+        raise ValueError(f"Pillow does not decode by {preprocess.decode}: take open_loader with a device")
     decoded = DECODERS[preprocess.decode](data, side=preprocess.resize, max_pixels=max_pixels)
     image = _resize(decoded, preprocess, max_pixels)
     if tuple(crops) != (FULL,):
@@ -65,14 +70,33 @@ def load_image(
     return _pixels(_crop(image, preprocess.crop))
 
 
+def resized_size(width: int, height: int, side: int, max_pixels: int) -> tuple[int, int]:
+    """Give width and height with the shorter one brought to ``side``, with torchvision's rounding of the longer one.
+
+    Raises
+    ------
+    ImageError
+        With kind ``too-large``, when these are more pixels than the limit.
+    """
+    longer = int(side * max(width, height) / min(width, height))
+    size = (side, longer) if width <= height else (longer, side)
+    if size != (width, height):
+        check_size(*size, max_pixels, f" after resizing {width}x{height}")
+    return size
+
+
+def crop_corner(width: int, height: int, side: int, place: str) -> tuple[int, int]:
+    """Give left and top of a square in the centre, with torchvision's rounding, or in a corner; below 0 outside."""
+    if place != FULL:
+        return ("right" in place) * (width - side), ("bottom" in place) * (height - side)
+    return _offset(width, side), _offset(height, side)
+
+
 def _resize(decoded: Decoded, preprocess: Preprocess, max_pixels: int) -> Image.Image:
-    """Bring the shorter side to ``preprocess.resize``, with torchvision's rounding of the longer one."""
     image, (width, height), box = decoded
-    longer = int(preprocess.resize * max(width, height) / min(width, height))
-    size = (preprocess.resize, longer) if width <= height else (longer, preprocess.resize)
+    size = resized_size(width, height, preprocess.resize, max_pixels)
     if size == image.size:
         return image
-    check_size(*size, max_pixels, f" after resizing {width}x{height}")
     return image.resize(size, _RESAMPLING[preprocess.interpolation], box=box)
 
 
@@ -81,10 +105,8 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _crop(image: Image.Image, side: int, place: str = FULL) -> Image.Image:
-    """Cut a square out of the centre, with torchvision's rounding, or a corner; what lies outside is black."""
-    left, top = (_offset(length, side) for length in image.size)
-    if place != FULL:
-        left, top = ("right" in place) * (image.width - side), ("bottom" in place) * (image.height - side)
+    """Cut a square out of the image; what lies outside is black."""
+    left, top = crop_corner(*image.size, side, place)
     return image.crop((left, top, left + side, top + side))
 
 
