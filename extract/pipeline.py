@@ -22,7 +22,7 @@ from icecore.store.contract import FULL
 
 from .errors import ImageError, SourceLostError
 from .images import MAX_PIXELS, load_image
-from .preprocess import Preprocess
+from .preprocess import Decode, Preprocess
 from .reading import read_image_file
 
 __all__ = ["Batch", "Failed", "Linked", "Row", "default_threads", "read_batches"]
@@ -34,6 +34,8 @@ MOST_OUTCOMES = 4096
 MOST_TRANSIENT = 50
 """Files in a row that could not be read for a passing reason, after which the source is taken for lost."""
 _MOST_THREADS = 32
+_WAITING_THREADS = (32, 4, 128)
+"""threads that wait for a device: at least, for each processor, at most; each brings it one image at a time"""
 
 
 class Row(NamedTuple):
@@ -88,9 +90,12 @@ class _Loaded(NamedTuple):
     seconds: float = 0.0
 
 
-def default_threads() -> int:
-    """Give one decoding thread for each processor that this process may use, at most 32."""
+def default_threads(decode: Decode = "exact") -> int:
+    """Give one decoding thread for each processor that this process may use, at most 32; of ``nvjpeg`` 4, 32 to 128."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if decode == "nvjpeg":
+        least, each, most = _WAITING_THREADS
+        return min(max(least, each * allowed), most)
     return min(allowed, _MOST_THREADS)
 
 
@@ -103,6 +108,7 @@ def read_batches(
     is_known: Callable[[bytes], bool] | None = None,
     max_pixels: int = MAX_PIXELS,
     crops: Sequence[str] = (FULL,),
+    load_pixels: Callable[[bytes], np.ndarray] | None = None,
 ) -> Generator[Batch]:
     """Read, hash and decode images.
 
@@ -126,6 +132,9 @@ def read_batches(
         Limit of width x height.
     crops
         What is cut out of each image, as ``load_image`` takes it.
+    load_pixels
+        Gives the pixels of a file's bytes, called from all threads: ``load`` of a loader with the same ``preprocess``,
+        ``max_pixels`` and ``crops``. Default: ``load_image``.
 
     Yields
     ------
@@ -143,9 +152,11 @@ def read_batches(
     if batch_size < 1 or threads < 0:
         raise ValueError(f"batch_size must be 1 or more and threads 0 or more, found {batch_size}, {threads}")
 
+    pixels_of = load_pixels or (lambda data: load_image(data, preprocess, max_pixels=max_pixels, crops=crops))
+
     def load(image: SourceImage) -> _Loaded:
         began = time.perf_counter()
-        return _load(image, preprocess, is_known, max_pixels, crops)._replace(seconds=time.perf_counter() - began)
+        return _load(image, is_known, pixels_of)._replace(seconds=time.perf_counter() - began)
 
     filling = _Filling(preprocess.crop, batch_size, crops)
     with _in_order(load, images, threads=threads, ahead=batch_size + 2 * threads) as stream:
@@ -224,11 +235,7 @@ class _Filling:
 
 
 def _load(
-    image: SourceImage,
-    preprocess: Preprocess,
-    is_known: Callable[[bytes], bool] | None,
-    max_pixels: int,
-    crops: Sequence[str],
+    image: SourceImage, is_known: Callable[[bytes], bool] | None, pixels_of: Callable[[bytes], np.ndarray]
 ) -> _Loaded:
     try:
         fresh, data, digest = read_image_file(image)
@@ -237,7 +244,7 @@ def _load(
     if is_known is not None and is_known(digest):
         return _Loaded(Row(fresh, digest), None)
     try:
-        return _Loaded(Row(fresh, digest), load_image(data, preprocess, max_pixels=max_pixels, crops=crops))
+        return _Loaded(Row(fresh, digest), pixels_of(data))
     except ImageError as exc:
         return _Loaded(Failed(fresh, exc), None)
 

@@ -12,13 +12,22 @@ from .errors import PreprocessError
 __all__ = ["LEAST_SCALE", "Decode", "Interpolation", "Preprocess"]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Decode = Literal["exact", "fast"]
-"""how files become pixels: every pixel as Pillow decodes it, or large JPEG files at 1/2, 1/4 or 1/8 of their size"""
+Decode = Literal["exact", "fast", "nvjpeg"]
+"""how files become pixels: every pixel as Pillow decodes it, large JPEG files at 1/2, 1/4 or 1/8 of their size, or JPEG
+files by nvJPEG on a CUDA device, which resizes all images"""
 
 LEAST_SCALE = 2
 """How many times as long as after the resize ``fast`` leaves the shorter side, at least: with 2 the cosine of features
 to those of ``exact`` stayed above 0.999, with 1 it fell to 0.990 (benchmarks/decode_speed.py)."""
 
+_DECODING: Mapping[Decode, Mapping[str, Any]] = {
+    "exact": {},
+    "fast": {"scaling": "dct", "scaling_least": LEAST_SCALE},
+    "nvjpeg": {"jpeg": "nvjpeg"},
+}
+"""what each way of decoding adds to its step; ``exact`` was there before the others and adds nothing"""
+_RESIZING = {"by": "tensor"}
+"""what the resize of a float32 tensor adds to its step: Pillow rounds after each axis, a tensor once"""
 _LIMIT = 8192  # pixels a side; the largest of torchvision's own presets is 518
 
 
@@ -33,8 +42,8 @@ class Preprocess:
     Raises
     ------
     PreprocessError
-        When a size is not within 1 to 8192, the interpolation or the way of decoding is unknown, or ``mean`` and
-        ``std`` are not three finite numbers each (``std`` above 0).
+        When a size is not within 1 to 8192, the interpolation or the way of decoding is unknown or the two do not go
+        together, or ``mean`` and ``std`` are not three finite numbers each (``std`` above 0).
 
     Examples
     --------
@@ -53,7 +62,8 @@ class Preprocess:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """what each is then divided by"""
     decode: Decode = "exact"
-    """``fast`` decodes a JPEG at 1/2, 1/4 or 1/8 of its size where its shorter side stays twice ``resize`` or longer"""
+    """``fast`` decodes a JPEG at 1/2, 1/4 or 1/8 of its size where its shorter side stays twice ``resize`` or longer;
+    ``nvjpeg`` decodes JPEG files on a CUDA device, and resizes all images there (not by ``lanczos``)"""
 
     def __post_init__(self) -> None:
         for name in ("resize", "crop"):
@@ -64,7 +74,12 @@ class Preprocess:
             known = ", ".join(get_args(Interpolation))
             raise PreprocessError(f"preprocess: interpolation is one of {known}, found {self.interpolation!r}")
         if self.decode not in get_args(Decode):
-            raise PreprocessError(f"preprocess: decode is {' or '.join(get_args(Decode))}, found {self.decode!r}")
+            raise PreprocessError(f"preprocess: decode is one of {', '.join(get_args(Decode))}, found {self.decode!r}")
+        if self.decode == "nvjpeg" and self.interpolation == "lanczos":
+            raise PreprocessError(
+                "preprocess: decode nvjpeg resizes on the device, which has no lanczos: take another interpolation "
+                '(nearest, bilinear, bicubic), or decode = "exact"'
+            )
         for name in ("mean", "std"):
             object.__setattr__(self, name, _three(name, getattr(self, name)))
         if min(self.std) <= 0:
@@ -105,7 +120,7 @@ class Preprocess:
                 interpolation=found["resize"]["interpolation"],
                 mean=tuple(found["normalise"]["mean"]),
                 std=tuple(found["normalise"]["std"]),
-                decode="fast" if "scaling" in found.get("decode", {}) else "exact",
+                decode=_decode_of(found.get("decode", {})),
             )
         except KeyError as exc:
             raise PreprocessError(f"preprocess: the steps {list(found)} lack {exc}") from exc
@@ -132,9 +147,9 @@ class Preprocess:
     @property
     def steps(self) -> tuple[dict[str, Any], ...]:
         """Every step with its parameters, in order: flat dicts of plain JSON values, for the contract."""
-        scaling = {"scaling": "dct", "scaling_least": LEAST_SCALE} if self.decode == "fast" else {}
+        decoding, resizing = _DECODING[self.decode], _RESIZING if self.decode == "nvjpeg" else {}
         return (
-            {"op": "decode", "frame": "first", "colour_profile": "ignored", **scaling},
+            {"op": "decode", "frame": "first", "colour_profile": "ignored", **decoding},
             {
                 "op": "colour",
                 "to": "RGB",
@@ -151,10 +166,17 @@ class Preprocess:
                 "side": "shorter",
                 "interpolation": self.interpolation,
                 "antialias": self.interpolation != "nearest",
+                **resizing,
             },
             {"op": "crop", "size": self.crop, "place": "centre", "pad": 0},
             {"op": "normalise", "divide": 255, "mean": list(self.mean), "std": list(self.std)},
         )
+
+
+def _decode_of(step: Mapping[str, Any]) -> Decode:
+    if "jpeg" in step:
+        return "nvjpeg"
+    return "fast" if "scaling" in step else "exact"
 
 
 def _three(name: str, values: Any) -> tuple[float, ...]:

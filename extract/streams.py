@@ -7,6 +7,7 @@ processor gives one order a pass instead of one an operation.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -19,10 +20,14 @@ from torch import Tensor, nn
 from .devices import exact_fp32
 from .errors import DeviceError
 
-__all__ = ["CudaPlatform", "Halving", "Platform", "Streams", "is_shortage"]
+__all__ = ["CudaPlatform", "Halving", "Platform", "Streams", "device_alone", "is_shortage"]
 
 Body = Callable[[Tensor], tuple[Tensor, ...]]
 """from a uint8 batch to the pooled columns, float32 of (B, D) each"""
+
+device_alone = threading.Lock()
+"""held while a pass is recorded, and by other threads while they order work: what waits for the whole device breaks a
+recording"""
 
 
 class Platform(Protocol):
@@ -77,7 +82,7 @@ class CudaPlatform:
                 body(pixels)
         queue.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=queue, capture_error_mode="thread_local"):
+        with device_alone, torch.cuda.graph(graph, stream=queue, capture_error_mode="thread_local"):
             outputs = body(pixels)
         tensors = (*body.parameters(), *body.buffers()) if isinstance(body, nn.Module) else ()
         return _Graph(graph, outputs, [tensor.detach() for tensor in tensors])

@@ -6,7 +6,9 @@ import io
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 from icecore.extract import ExtractReport, Preprocess, extract_images
+from icecore.extract.nvjpeg import decode_on
 from icecore.extract.trunk import Trunk
 from icecore.store import FeatureStore
 from PIL import Image
+from torch import Tensor
 
 Extract = Callable[..., ExtractReport]
 SMALL = Preprocess(resize=32, crop=32)
@@ -163,3 +167,50 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr("icecore.extract.one_device.Trunk", Counting)
     return seen
+
+
+class JpegDevice:
+    """The CPU as a device that decodes JPEG files, by the function that decodes them on a GPU."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        """files of each call"""
+        self.recovered = 0
+        self.most_pixels = 10**9
+        """pixels for which one call has memory"""
+        self.refuses: Callable[[bytes], bool] = lambda data: False
+        self.free = threading.Event()
+        """cleared: the device is busy"""
+        self.free.set()
+
+    def decode(self, files: Sequence[Tensor]) -> list[Tensor]:
+        self.calls.append(len(files))
+        self.free.wait()
+        if any(self.refuses(file.numpy().tobytes()) for file in files):
+            raise RuntimeError("Error while decoding JPEG images: 7")
+        found = decode_on(self.device, files)
+        if sum(pixels[0].numel() for pixels in found) > self.most_pixels:
+            raise RuntimeError("Error while decoding JPEG images: CUDA out of memory. Tried to allocate 2 GiB")
+        return found
+
+    def within(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def locked(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.full(shape, 99, dtype=torch.uint8)  # what was there before
+
+    def wait(self) -> None:
+        return
+
+    def recover(self) -> None:
+        self.recovered += 1
+
+
+@pytest.fixture
+def jpeg_device(monkeypatch: pytest.MonkeyPatch) -> JpegDevice:
+    """What stands for the GPU's decoder, wherever one is asked for."""
+    device = JpegDevice()
+    monkeypatch.setattr("icecore.extract.nvjpeg.platform_for", lambda where: device)
+    return device

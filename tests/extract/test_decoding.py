@@ -280,7 +280,7 @@ def test_an_extraction_decodes_as_asked_and_its_contract_brings_it_back(
     assert (rows["exact"] != rows["fast"]).any(axis=1).tolist() == [True, False, False]
     assert extract(folder, preprocess=FAST).forwarded == 0
     assert extract(folder, preprocess=FAST, decode="exact").decode == "exact"
-    with pytest.raises(PreprocessError, match="decode is exact or fast, found 'quick'"):
+    with pytest.raises(PreprocessError, match="decode is one of exact, fast, nvjpeg, found 'quick'"):
         extract(folder, decode="quick")
 
 

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torchvision
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from icecore.extract.errors import PreprocessError
 from icecore.extract.preprocess import Preprocess
@@ -23,9 +23,10 @@ UNIT = st.floats(0.01, 1, allow_nan=False)
     interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
     mean=st.tuples(UNIT, UNIT, UNIT),
     std=st.tuples(UNIT, UNIT, UNIT),
-    decode=st.sampled_from(["exact", "fast"]),
+    decode=st.sampled_from(["exact", "fast", "nvjpeg"]),
 )
 def test_steps_survive_json_and_say_it_all(**fields: object) -> None:
+    assume((fields["decode"], fields["interpolation"]) != ("nvjpeg", "lanczos"))
     value = Preprocess(**fields)
     assert Preprocess.from_steps(json.loads(json.dumps(value.steps))) == value
 
@@ -45,6 +46,18 @@ def test_fast_decoding_is_a_step_of_its_own_kind() -> None:
     another = [{**fast[0], "scaling_least": 1}, *fast[1:]]
     with pytest.raises(PreprocessError, match=r"cannot repeat the step .*'scaling_least': 1"):
         Preprocess.from_steps(another)
+
+
+def test_decoding_on_the_device_is_told_by_the_steps_that_it_changes() -> None:
+    exact, device = Preprocess().steps, Preprocess(decode="nvjpeg").steps
+    assert device[0] == {**exact[0], "jpeg": "nvjpeg"}
+    assert device[3] == {**exact[3], "by": "tensor"}
+    assert [step for n, step in enumerate(device) if n not in (0, 3)] == [exact[n] for n in (1, 2, 4, 5)]
+    for step, change in ((0, {"jpeg": "another"}), (3, {"by": "another"})):
+        other = [dict(one) for one in device]
+        other[step].update(change)
+        with pytest.raises(PreprocessError, match=r"cannot repeat the step .*another"):
+            Preprocess.from_steps(other)
 
 
 def test_every_published_preset_is_understood() -> None:
@@ -78,7 +91,8 @@ def test_a_missing_step_is_named() -> None:
         ({"resize": 0}, "resize must be an integer from 1 to 8192, found 0"),
         ({"crop": 224.0}, "crop must be an integer"),
         ({"interpolation": "area"}, "interpolation is one of nearest, bilinear, bicubic, lanczos, found 'area'"),
-        ({"decode": "quick"}, "decode is exact or fast, found 'quick'"),
+        ({"decode": "quick"}, "decode is one of exact, fast, nvjpeg, found 'quick'"),
+        ({"decode": "nvjpeg", "interpolation": "lanczos"}, "decode nvjpeg resizes on the device, which has no lanczos"),
         ({"mean": (0.5, 0.5)}, "mean must be three finite numbers"),
         ({"std": (1, 1, 0)}, "std must be above 0"),
         ({"mean": (0, 0, math.nan)}, "mean must be three finite numbers"),
