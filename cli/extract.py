@@ -38,8 +38,9 @@ __all__ = ["command", "extract_from_config", "local_path", "scan_of_config"]
 )
 @click.option(
     "--decode",
-    type=click.Choice(["exact", "fast"]),
-    help="Large JPEG files: every pixel, or a fraction of them. By default preprocess.decode of CONFIG.",
+    type=click.Choice(["exact", "fast", "nvjpeg"]),
+    help="Every pixel by Pillow; a fraction of large JPEG files; or JPEG files on the CUDA device. By default "
+    "preprocess.decode of CONFIG.",
 )
 @watch_options
 def extract(
@@ -152,6 +153,7 @@ def _facts(report: ExtractReport) -> dict[str, Any]:
         "precision_why": report.precision_why,
         "decode": report.decode,
         "decoder": report.decoder,
+        "decoded": dict(report.decoded),
         "source": dict(report.source),
         "seconds": round(report.seconds, 3),
         "images_per_second": round(report.images_per_second, 2),
@@ -186,12 +188,12 @@ def _plan_text(report: ExtractReport) -> str:
         lines.append(f"  {plan.vanished:>8,}  gone from the {source}{', kept' if report.kept else ''}")
     columns = ", ".join(f"{column.name} ({column.width})" for column in report.columns)
     lines += _hooks(report)
-    how = f"{report.device}, {report.precision}{_fast(report)}"
+    how = f"{report.device}, {report.precision}{_decoding(report)}"
     return "\n".join([*lines, f"  columns: {columns}", f"  on {how}; nothing was written"])
 
 
-def _fast(report: ExtractReport) -> str:
-    return ", decoded fast" if report.decode == "fast" else ""
+def _decoding(report: ExtractReport) -> str:
+    return {"fast": ", decoded fast", "nvjpeg": ", decoded by nvJPEG"}.get(report.decode, "")
 
 
 def _differences(report: ExtractReport) -> list[str]:
@@ -224,8 +226,11 @@ def _done_text(report: ExtractReport) -> str:
         if report.forwarded:
             rate = f"{report.images_per_second:.1f} images/s"
             engine = report.engine + (f" ({one_line(report.why)})" if report.why else "")
-            how = f"{report.device}, {report.precision}, batches of {report.batch_size}, {engine}{_fast(report)}"
+            how = f"{report.device}, {report.precision}, batches of {report.batch_size}, {engine}{_decoding(report)}"
             lines.append(f"  {report.seconds:.1f} s, {rate} on {how}")
+            if report.decoded:
+                counts = report.decoded
+                lines.append(f"  decoded on the device: {counts['device']:,}, by Pillow: {counts['pillow']:,}")
             if report.batch_size_why:
                 lines.append(f"  batch size {report.batch_size_why}")
             if report.precision_why:

@@ -20,7 +20,8 @@ from icecore.store.canaries import Canaries, read_canaries, write_canaries
 
 from .comparing import cosines
 from .errors import ImageError, NumericsMovedError
-from .images import MAX_PIXELS, load_image
+from .images import MAX_PIXELS
+from .loaders import Loader, open_loader
 from .reading import read_image_file
 from .trunk import Trunk
 from .views import crops_for
@@ -100,20 +101,20 @@ def _take(task: Work, images: Iterable[SourceImage], versions: Mapping[str, str]
     chosen: list[tuple[str, bytes, np.ndarray]] = []
     seen: set[bytes] = set()
     size = 0
-    crops = crops_for(task.backbone.views, task.columns)
-    for image in sorted(islice(images, _LOOKED_AT), key=lambda image: image.size):
-        if len(chosen) == MOST_IMAGES or image.size > LARGEST or (chosen and size + image.size > MOST_BYTES):
-            break
-        try:
-            _, data, _ = read_image_file(image)
-            pixels = load_image(data, task.backbone.preprocess, max_pixels=task.max_pixels, crops=crops)
-        except ImageError:
-            continue  # the run records what is wrong with it
-        if (content := hashlib.sha256(data).digest()) in seen:
-            continue
-        seen.add(content)
-        chosen.append((image.id, data, pixels))
-        size += len(data)
+    with closing(_loader(task, task.columns, task.max_pixels)) as loader:
+        for image in sorted(islice(images, _LOOKED_AT), key=lambda image: image.size):
+            if len(chosen) == MOST_IMAGES or image.size > LARGEST or (chosen and size + image.size > MOST_BYTES):
+                break
+            try:
+                _, data, _ = read_image_file(image)
+                pixels = loader.load(data)
+            except ImageError:
+                continue  # the run records what is wrong with it
+            if (content := hashlib.sha256(data).digest()) in seen:
+                continue
+            seen.add(content)
+            chosen.append((image.id, data, pixels))
+            size += len(data)
     if not chosen:
         log.warning("no image of the run is fit for a canary; changed libraries would not be noticed")
         return None
@@ -135,14 +136,19 @@ def _take(task: Work, images: Iterable[SourceImage], versions: Mapping[str, str]
 
 def _decode(held: Canaries, task: Work, columns: Sequence[Column], versions: Mapping[str, str]) -> np.ndarray:
     pixels = []
-    most, crops = max(task.max_pixels, MAX_PIXELS), crops_for(task.backbone.views, columns)
-    for image_id, data in zip(held.ids, held.files, strict=True):
-        try:
-            pixels.append(load_image(data, task.backbone.preprocess, max_pixels=most, crops=crops))
-        except ImageError as exc:
-            then = next(iter(held.versions.values()))
-            raise NumericsMovedError(f"{image_id!r} can no longer be decoded ({exc})", then, versions) from exc
+    with closing(_loader(task, columns, max(task.max_pixels, MAX_PIXELS))) as loader:
+        for image_id, data in zip(held.ids, held.files, strict=True):
+            try:
+                pixels.append(loader.load(data))
+            except ImageError as exc:
+                then = next(iter(held.versions.values()))
+                raise NumericsMovedError(f"{image_id!r} can no longer be decoded ({exc})", then, versions) from exc
     return np.stack(pixels)
+
+
+def _loader(task: Work, columns: Sequence[Column], max_pixels: int) -> Loader:
+    crops = crops_for(task.backbone.views, columns)
+    return open_loader(task.backbone.preprocess, device=task.device, max_pixels=max_pixels, crops=crops)
 
 
 def _forward(task: Work, columns: Sequence[Column], pixels: np.ndarray) -> dict[Column, np.ndarray]:

@@ -16,7 +16,8 @@ from icecore.store import Column, Scan, SourceImage
 from .backbone import Backbone
 from .devices import choose_device, choose_devices, default_batch_size
 from .errors import DeviceError, ImageError
-from .images import MAX_PIXELS, load_image
+from .images import MAX_PIXELS
+from .loaders import Loader, open_loader
 from .reading import read_image_file
 from .trunk import Compilation, Trunk
 from .views import crops_for
@@ -108,13 +109,15 @@ def compare_precisions(
     Raises
     ------
     DeviceError
-        When the device is not there.
+        When the device is not there, or cannot decode as asked.
     ImageError
         When none of the images drawn can be used.
     """
     where = choose_devices(device)[0]
-    drawn = _draw(scan, images, seed)
-    ids, pixels = _load(drawn, backbone, max_pixels, crops_for(backbone.views, columns))
+    crops = crops_for(backbone.views, columns)
+    with closing(open_loader(backbone.preprocess, device=where, max_pixels=max_pixels, crops=crops)) as loader:
+        drawn = _draw(scan, images, seed)
+        ids, pixels = _load(drawn, loader)
     size = min(default_batch_size(where) if batch_size is None else batch_size, len(ids))
     able = [precision for precision in PRECISIONS if _has(where, precision)]
     passes = -(-len(ids) // size)
@@ -171,15 +174,13 @@ def _draw(scan: Scan, images: int, seed: int) -> list[SourceImage]:
     return [image for _, image in sorted(kept, key=lambda drawn: drawn[0])]
 
 
-def _load(
-    drawn: Sequence[SourceImage], backbone: Backbone, max_pixels: int, crops: Sequence[str]
-) -> tuple[list[str], np.ndarray]:
+def _load(drawn: Sequence[SourceImage], loader: Loader) -> tuple[list[str], np.ndarray]:
     ids, pixels = [], []
     trouble: ImageError | None = None
     for image in drawn:
         try:
             _, data, _ = read_image_file(image)
-            pixels.append(load_image(data, backbone.preprocess, max_pixels=max_pixels, crops=crops))
+            pixels.append(loader.load(data))
         except ImageError as exc:
             trouble = exc  # the run records what is wrong with each
             continue

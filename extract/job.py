@@ -20,11 +20,12 @@ from icecore.store import (
 
 from .backbone import load_backbone
 from .canaries import guard_numerics
-from .decoding import MAX_PIXELS, decoder_versions
+from .decoding import MAX_PIXELS
 from .devices import choose_devices, default_batch_size
 from .errors import SourceLostError
 from .events import Listener, Teller
 from .layers import columns_for, resolve_layers
+from .loaders import decoder_words, require_decoder
 from .passes import forward_images
 from .pipeline import default_threads
 from .precision import Precision, settle_precision
@@ -89,9 +90,9 @@ def extract_images(
     backbone_name, weights, preprocess, preprocess_changes, arguments
         As ``load_backbone`` takes them.
     decode
-        ``exact``: every pixel of every image. ``fast``: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its
-        shorter side stays twice ``preprocess.resize`` or longer, which changes features a little. Part of the
-        contract. Default: as ``preprocess`` and its changes say, else exact.
+        ``exact``: every pixel, by Pillow. ``fast``: a JPEG at 1/2, 1/4 or 1/8 of its size where its shorter side stays
+        twice ``preprocess.resize`` or longer. ``nvjpeg``: JPEG files are decoded, and all images resized, on the CUDA
+        device; what it cannot decode, Pillow does. Part of the contract. Default: as ``preprocess`` says, else exact.
     layers
         Layer names and globs, as ``resolve_layers`` takes them.
     poolings
@@ -115,7 +116,7 @@ def extract_images(
         machine, or found now where so many wait that this costs 2 % of them; else 64 on CUDA, 4 on a CPU.
     threads
         Decoding threads; 0 decodes between the passes. Default: one for each processor that the process may
-        use, at most 32.
+        use, at most 32; with ``nvjpeg``, where they wait for the device, four, at least 32 and at most 128.
     extensions
         File name endings taken for images; by default those of images in a folder, and all in a manifest.
     max_pixels
@@ -147,7 +148,8 @@ def extract_images(
     Raises
     ------
     ExtractError
-        Before the store is touched: backbone, weights, layers, preprocessing or device are not as they must be.
+        Before the store is touched: backbone, weights, layers, preprocessing or device are not as they must be. Later:
+        a device that decodes fails, or refuses each of the first 64 files.
     RemovalRefusedError
         When too many images vanished; nothing but the empty set, where it is new, has been made.
     NumericsMovedError
@@ -159,8 +161,7 @@ def extract_images(
     ValueError
         When a pooling, dtype, policy or number is out of range, or ``extensions`` come with a scan, which has its own.
     """
-    threads = default_threads() if threads is None else threads
-    if not 0 <= max_removed <= 1 or (batch_size is not None and batch_size < 1) or threads < 0:
+    if not 0 <= max_removed <= 1 or (batch_size is not None and batch_size < 1) or (threads or 0) < 0:
         found = f"max_removed {max_removed}, batch_size {batch_size}, threads {threads}"
         raise ValueError(f"expected max_removed from 0 to 1, batch_size above 0, threads 0 or more; found {found}")
     if prune not in get_args(Prune):
@@ -180,6 +181,7 @@ def extract_images(
         arguments=arguments,
         views=views if store_views == "averaged" else (),
     )
+    require_decoder(backbone.preprocess, where)
     scan = scan_of(source, extensions)
     names = resolve_layers(backbone.layers, layers, backbone=backbone.name)
     backbone.require(names)
@@ -202,7 +204,7 @@ def extract_images(
         batch_size=default_batch_size(where) if batch_size is None else batch_size,
         finds_batch_size=batch_size is None,
         compilation=compilation,
-        threads=threads,
+        threads=default_threads(backbone.preprocess.decode) if threads is None else threads,
         max_pixels=max_pixels,
         source={**backbone.source, **place_of(scan), "device": ", ".join(map(str, devices))},
         prune=prune,
@@ -282,6 +284,7 @@ def _run(
         seconds=seconds,
         engine=tally.engine,
         why=tally.why,
+        decoded=dict(tally.decoded),
         busy=tally.busy(seconds, task.threads),
     )
 
@@ -298,7 +301,7 @@ def _report(task: Task, set_name: str, plan: Plan, *, dry_run: bool = False, **d
         batch_size=None if dry_run else task.batch_size,
         batch_size_why=task.batch_size_why,
         decode=task.backbone.preprocess.decode,
-        decoder=", ".join(f"{name} {version}" for name, version in decoder_versions().items()),
+        decoder=decoder_words(task.backbone.preprocess),
         source=task.source,
         prune=task.prune,
         dry_run=dry_run,

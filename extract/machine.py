@@ -13,7 +13,7 @@ from pathlib import Path
 from icecore.store import Check
 from icecore.store.health import Health
 
-from .errors import CompileError, PairError
+from .errors import CompileError, DeviceError, PairError
 from .pairing import require_pair
 
 __all__ = ["check_decoders", "check_machine", "cpu_name"]
@@ -34,7 +34,7 @@ def check_machine() -> tuple[Check, ...]:
     pair = _check_pair()
     checks = [pair, _check_cpu(), *_check_memory(), *check_decoders()]
     if pair.health == "ok":
-        checks += [*_check_bf16(), *_check_cuda(), *_check_compiling(), *_check_batch_sizes()]
+        checks += [*_check_bf16(), *_check_cuda(), *_check_nvjpeg(), *_check_compiling(), *_check_batch_sizes()]
     return tuple(checks)
 
 
@@ -153,6 +153,22 @@ def _check_cuda() -> Iterator[Check]:
             )
         else:
             yield Check(name, "ok", told, facts=facts)
+
+
+def _check_nvjpeg() -> Iterator[Check]:
+    import torch
+
+    from .nvjpeg import require_nvjpeg
+
+    if not torch.cuda.is_available():
+        return
+    try:
+        require_nvjpeg(torch.device("cuda", 0))
+    except DeviceError as exc:
+        found, _, cure = str(exc).rpartition(": ")
+        yield Check("nvJPEG", "warn", found, cure)
+    else:
+        yield Check("nvJPEG", "ok", "decodes on cuda:0: preprocess.decode may be nvjpeg")
 
 
 def _check_compiling() -> Iterator[Check]:

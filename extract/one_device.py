@@ -8,6 +8,7 @@ from contextlib import closing
 from icecore.store import Column, SourceImage
 
 from .line import Features, Line
+from .loaders import Loader, open_loader
 from .pipeline import Batch, read_batches
 from .trunk import Trunk
 from .views import crops_for
@@ -46,11 +47,13 @@ class OneDevice:
         self._is_known, self._guard = is_known, guard
         self._line = Line(self._trunk)
         self._engine, self._why = "", ""
+        self._loader: Loader | None = None
 
     @property
     def state(self) -> State:
         """What the device has done so far."""
-        return State(self._line.seconds, self._engine, self._why, self._line.pass_size)
+        decoded = tuple(self._loader.counts.items()) if self._loader is not None else ()
+        return State(self._line.seconds, self._engine, self._why, self._line.pass_size, decoded)
 
     def through(self, images: Iterable[SourceImage]) -> Generator[tuple[Batch, Features]]:
         """Give the images in batches with their features; record each before asking for the next.
@@ -61,16 +64,19 @@ class OneDevice:
             As ``read_batches``, after the batches before it were given.
         """
         work, line = self._work, self._line
+        preprocess, crops = work.backbone.preprocess, crops_for(work.backbone.views, self._columns)
+        self._loader = open_loader(preprocess, device=work.device, max_pixels=work.max_pixels, crops=crops)
         batches = read_batches(
             images,
-            preprocess=work.backbone.preprocess,
+            preprocess=preprocess,
             batch_size=work.batch_size,
             threads=work.threads,
             is_known=lambda content: content in line.contents or self._is_known(content),
             max_pixels=work.max_pixels,
-            crops=crops_for(work.backbone.views, self._columns),
+            crops=crops,
+            load_pixels=self._loader.load,
         )
-        with closing(batches):
+        with closing(self._loader), closing(batches):
             yield from line.through(batches)
 
     def close(self) -> None:

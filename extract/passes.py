@@ -44,6 +44,7 @@ def forward_images(
 
 def _tell(state: State, task: Task, tally: Tally) -> None:
     tally.seconds["forward"] += state.seconds
+    tally.decoded.update(dict(state.decoded))
     if state.engine:
         tally.engine, tally.why = state.engine, state.why
     if state.pass_size is not None and state.pass_size < task.batch_size:

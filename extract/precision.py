@@ -15,7 +15,7 @@ from .backbone import Backbone
 from .comparing import cosines
 from .devices import choose_precision
 from .errors import ImageError
-from .images import load_image
+from .loaders import Loader, open_loader
 from .reading import read_image_file
 from .trunk import Trunk
 from .views import crops_for
@@ -50,7 +50,9 @@ def settle_precision(
     best = choose_precision(device, "auto", stored=stored)
     if best in ("fp32", stored):
         return Precision(best, "")
-    sample = list(islice(_pixels(backbone, columns, scan), SAMPLE))
+    crops = crops_for(backbone.views, columns)
+    with closing(open_loader(backbone.preprocess, device=device, crops=crops)) as loader:
+        sample = list(islice(_pixels(scan, loader), SAMPLE))
     if not sample:
         return Precision("fp32", "no image of the source could be read to look at")
     pixels = np.stack(sample)
@@ -67,12 +69,11 @@ def settle_precision(
     return Precision("fp32", f"{best} would change features too much: {told}")
 
 
-def _pixels(backbone: Backbone, columns: Sequence[Column], scan: Scan) -> Iterator[np.ndarray]:
-    crops = crops_for(backbone.views, columns)
+def _pixels(scan: Scan, loader: Loader) -> Iterator[np.ndarray]:
     for image in islice(scan.images(), _TRIED):
         try:
             _, data, _ = read_image_file(image)
-            yield load_image(data, backbone.preprocess, crops=crops)
+            yield loader.load(data)
         except ImageError:
             continue  # the run records what is wrong with it
 

@@ -15,6 +15,7 @@ from .devices import choose_device
 from .errors import ImageError
 from .images import MAX_PIXELS
 from .line import Line
+from .loaders import open_loader, require_decoder
 from .pipeline import Failed, default_threads, read_batches
 from .trunk import Trunk
 from .views import crops_for
@@ -57,13 +58,14 @@ def features_of(
     Raises
     ------
     DeviceError, WeightsError
-        As ``Trunk``, before the first image.
+        As ``Trunk`` and ``open_loader``, before the first image; a DeviceError also when a device that decodes fails.
     SourceLostError
         As ``read_batches``.
     """
     paths = [Path(image) for image in images]
+    where, preprocess = choose_device(device, precision=precision), backbone.preprocess
+    require_decoder(preprocess, where)
     if batch_size is None:
-        where = choose_device(device, precision=precision)
         batch_size = settle_batch_size(backbone, columns, where, precision, len(paths)).size
     size = max(1, min(batch_size, len(paths)))
     trunk = Trunk(
@@ -76,15 +78,18 @@ def features_of(
         images=len(paths),
     )
     line = Line(lambda: trunk)
+    crops = crops_for(backbone.views, columns)
+    loader = open_loader(preprocess, device=where, max_pixels=max_pixels, crops=crops)
     batches = read_batches(
         [SourceImage(id=str(path), path=path, size=0, mtime_ns=0, ctime_ns=0) for path in paths],
-        preprocess=backbone.preprocess,
+        preprocess=preprocess,
         batch_size=size,
-        threads=default_threads() if threads is None else threads,
+        threads=default_threads(preprocess.decode) if threads is None else threads,
         max_pixels=max_pixels,
-        crops=crops_for(backbone.views, columns),
+        crops=crops,
+        load_pixels=loader.load,
     )
-    with closing(trunk), closing(batches):
+    with closing(loader), closing(trunk), closing(batches):
         for batch, features in line.through(batches):
             rounded = _rounded(features)
             position = 0

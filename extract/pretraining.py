@@ -6,6 +6,7 @@ For images that fit in memory; `icecore demo` makes its source task with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from .builders import find_builder
 from .devices import choose_device
-from .images import load_image
+from .loaders import open_loader
 from .preprocess import Preprocess
 
 __all__ = ["PretrainReport", "pretrain"]
@@ -100,7 +101,7 @@ def _train(
     *schedule: Any,
 ) -> tuple[nn.Module, PretrainReport]:
     net = find_builder(name).build({"num_classes": max(labels) + 1}).requires_grad_(True).to(where)
-    pixels = _pixels(images, preprocess).to(where)  # (N, 3, H, W)
+    pixels = _pixels(images, preprocess, where).to(where)  # (N, 3, H, W)
     classes = torch.tensor(labels, device=where)  # (N,)
     loss = _fit(net, pixels, classes, *schedule)
     net.eval()
@@ -110,9 +111,10 @@ def _train(
     return net, PretrainReport(loss, accuracy, sum(p.numel() for p in net.parameters()))
 
 
-def _pixels(images: Sequence[Path], preprocess: Preprocess) -> Tensor:
+def _pixels(images: Sequence[Path], preprocess: Preprocess, where: torch.device) -> Tensor:
     """Load all images, normalised: (N, 3, H, W) float32."""
-    raw = torch.from_numpy(np.stack([load_image(path.read_bytes(), preprocess) for path in images]))
+    with closing(open_loader(preprocess, device=where)) as loader:
+        raw = torch.from_numpy(np.stack([loader.load(path.read_bytes()) for path in images]))
     mean = torch.tensor(preprocess.mean)[:, None, None]
     std = torch.tensor(preprocess.std)[:, None, None]
     return (raw.float() / 255 - mean) / std

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ class Tally:
     """images that gave no features"""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     """time spent on each stage; of ``decode``, summed over the threads"""
+    decoded: Counter[str] = field(default_factory=Counter)
+    """images that were decoded by ``device`` and by ``pillow``, where both may; else empty"""
     engine: str = ""
     """what the passes ran as, once there was one"""
     why: str = ""

@@ -75,9 +75,11 @@ class ExtractReport:
     why: str = ""
     """why it was not compiled, where that was to be decided"""
     decode: Decode = "exact"
-    """``exact``, or ``fast``: large JPEG files at a fraction of their size"""
+    """``exact``; ``fast``: large JPEG files at a fraction of their size; or ``nvjpeg``: JPEG files on the device"""
     decoder: str = ""
     """libraries that decode, with their versions"""
+    decoded: Mapping[str, int] = field(default_factory=dict)
+    """with ``nvjpeg`` the images that were decoded by ``device`` and by ``pillow``; else empty"""
     busy: Mapping[str, float] = field(default_factory=dict)
     """share of ``seconds`` that ``decode`` (the mean of its threads), ``forward`` and ``write`` were at work"""
 
@@ -106,6 +108,7 @@ class ExtractReport:
             "engine": self.engine,
             "batch_size": self.batch_size,
             "batch_size_why": self.batch_size_why,
+            "decoded": dict(self.decoded),
             "busy": {stage: round(share, 3) for stage, share in self.busy.items()},
         }
 

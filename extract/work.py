@@ -46,3 +46,5 @@ class State(NamedTuple):
     """why they are not compiled, where that was to be decided"""
     pass_size: int | None = None
     """images of a pass, which a device with too little memory makes fewer"""
+    decoded: tuple[tuple[str, int], ...] = ()
+    """images that were decoded by ``device`` and by ``pillow``, where both may"""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import statistics
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
@@ -73,12 +74,16 @@ class Workers:
         states = [worker.state for worker in self._workers if worker.state.engine]
         if not states:
             return State()
+        decoded: Counter[str] = Counter()
+        for state in states:
+            decoded.update(dict(state.decoded))
         sizes = [state.pass_size for state in states if state.pass_size is not None]
         return State(
             statistics.fmean(state.seconds for state in states),
             ", ".join(dict.fromkeys(state.engine for state in states)),
             "; ".join(dict.fromkeys(state.why for state in states if state.why)),
             min(sizes, default=None),
+            tuple(decoded.items()),
         )
 
     def through(self, images: Iterable[SourceImage]) -> Generator[tuple[Batch, Features]]:

@@ -7,12 +7,15 @@ import io
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import h5py
 import numpy as np
 import PIL
 import pytest
+import torch
+from icecore.extract.nvjpeg import decode_on
 from icecore.store import FeatureStore
 from PIL import Image
 
@@ -71,7 +74,7 @@ def test_the_option_and_the_config_say_the_same(icecore: Icecore, project: Any) 
 def test_a_run_tells_how_it_decoded_and_records_the_libraries(icecore: Icecore, project: Any) -> None:
     told = icecore("extract", project.config, "--decode", "fast").text
     assert "16 forwarded" in told
-    assert re.search(r"on cpu, fp32, eager.*, decoded fast$", told, re.M)
+    assert re.search(r"on cpu, fp32, .*eager.*, decoded fast$", told, re.M)
     with FeatureStore.open(project.store) as store:
         assert str(store["photos"].source["preprocess"]).endswith("decode='fast'")
     (segment,) = project.store.rglob("*.h5")
@@ -101,5 +104,55 @@ def test_another_way_of_decoding_is_refused_with_the_known_ones(icecore: Icecore
     wrong = icecore("extract", project.config, "--set", "preprocess.decode=quick")
     assert wrong.code == 4
     assert "preprocess.decode" in wrong.told
-    assert "'exact' or 'fast'" in wrong.told
+    assert "'exact', 'fast' or 'nvjpeg'" in wrong.told
     assert icecore("extract", project.config, "--decode", "quick").code == 2
+
+
+class OnCpu:
+    """The CPU in the place of a GPU that decodes."""
+
+    device = torch.device("cpu")
+
+    def decode(self, files: Any) -> list[torch.Tensor]:
+        return decode_on(self.device, files)
+
+    def within(self) -> Any:
+        return nullcontext()
+
+    def locked(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.uint8)
+
+    def wait(self) -> None:
+        return
+
+    def recover(self) -> None:
+        return
+
+
+def test_without_a_gpu_nvjpeg_is_refused_with_the_cure(icecore: Icecore, project: Any) -> None:
+    for words in (("extract", project.config, "--decode", "nvjpeg"), ("doctor", "--precision", project.config)):
+        ended = icecore(*words, "--set", "preprocess.decode=nvjpeg")
+        assert ended.code == 1
+        assert 'set preprocess.decode = "exact", or take a device that has it' in ended.told
+    assert not project.store.exists()
+
+
+def test_a_run_tells_how_many_images_the_device_decoded(
+    icecore: Icecore, project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("icecore.extract.nvjpeg.platform_for", lambda device: OnCpu())
+    photo = project.photos / "train/red/0.jpg"
+    Image.open(photo).save(photo.with_suffix(".png"))
+    plan = icecore("extract", project.config, "--decode", "nvjpeg", "--dry-run").text
+    assert "fp32, decoded by nvJPEG; nothing was written" in plan
+    ended = icecore("extract", project.config, "--decode", "nvjpeg", "--json", "--log", project.folder / "log.jsonl")
+    assert ended.outcome["decode"] == "nvjpeg"
+    assert ended.outcome["decoded"] == {"device": 16, "pillow": 1}
+    assert "nvjpeg of torchvision" in ended.outcome["decoder"]
+    finished = json.loads((project.folder / "log.jsonl").read_text().splitlines()[-1])
+    assert (finished["event"], finished["decoded"]) == ("finished", {"device": 16, "pillow": 1})
+    told = icecore("extract", project.config, "--set", "set=again", "--set", "preprocess.decode=nvjpeg").text
+    assert re.search(r"on cpu, fp32, .*eager.*, decoded by nvJPEG$", told, re.M)
+    assert "  decoded on the device: 16, by Pillow: 1\n" in told
+    exact = icecore("extract", project.config, "--decode", "exact", "--json").outcome
+    assert exact["decoded"] == {}

@@ -79,6 +79,26 @@ def test_without_torch_it_says_what_is_missing_and_the_rest_is_looked_at(monkeyp
     assert found["decoder"].health == "ok"
 
 
+def test_a_gpu_without_nvjpeg_is_told_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU that is not here, the operator that decodes on one can tell nothing else."""
+    if torch.cuda.is_available():
+        pytest.skip("here it works")
+    assert "nvJPEG" not in {check.name for check in check_machine()}
+
+    def decoder(device: torch.device) -> Any:
+        raise RuntimeError("torchvision not compiled with nvJPEG support")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("icecore.extract.nvjpeg.CudaDecoder", decoder)
+    found = {check.name: check for check in check_machine()}["nvJPEG"]
+    assert found.health == "warn"
+    assert "(torchvision not compiled with nvJPEG support)" in found.found
+    assert found.cure.startswith('set preprocess.decode = "exact"')
+    monkeypatch.setattr("icecore.extract.nvjpeg.require_nvjpeg", lambda device: None)
+    assert {check.name: check for check in check_machine()}["nvJPEG"].health == "ok"
+
+
 def test_without_pillow_the_decoder_is_told_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     (found,) = check_decoders()

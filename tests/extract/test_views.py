@@ -16,7 +16,7 @@ from icecore.extract import (
     backbone_for,
     features_of,
     load_backbone,
-    pipeline,
+    one_device,
 )
 from icecore.extract.errors import PreprocessError
 from icecore.extract.images import load_image
@@ -135,13 +135,15 @@ def test_averaged_views_are_another_contract_and_plain_features_keep_theirs(extr
 
 def test_each_image_is_read_and_decoded_once(extract: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[bytes] = []
-    plain = pipeline.load_image
+    plain = one_device.open_loader
 
-    def counting(data: bytes, *args: Any, **options: Any) -> np.ndarray:
-        decoded.append(data)
-        return plain(data, *args, **options)
+    def counting(*args: Any, **options: Any) -> Any:
+        loader: Any = plain(*args, **options)
+        load = loader.load
+        loader.load = lambda data: (decoded.append(data), load(data))[1]
+        return loader
 
-    monkeypatch.setattr(pipeline, "load_image", counting)
+    monkeypatch.setattr(one_device, "open_loader", counting)
     extract(preprocess=ROOMY, views=["five-crop", "flip"], threads=0)
     assert len(decoded) == len(set(decoded)) == 8
 
