@@ -131,10 +131,22 @@ def _text(result: TrainResult) -> str:
         "",
         f"chosen by cross-validation: {winner.model} on {winner.layers}",
         f"held-out accuracy {winner.evaluation.accuracy:.4f} ({interval}); majority class {baseline.accuracy:.4f}",
+        *_runner_up(result),
         *(f"note: {note}" for note in result.notes),
         f"bundle {result.bundles[0]}",
     ]
     return "\n".join([*lines, f"report {result.report}"] if result.report else lines)
+
+
+def _runner_up(result: TrainResult) -> list[str]:
+    """Say how the next best cell compares with the winner on the same rows."""
+    if result.runner_up is None:
+        return []
+    cell, pair = result.runner_up.cell, result.runner_up.comparison
+    gap = pair.gaps["accuracy"]
+    told = "" if gap is None else f"accuracy {gap.difference:+.4f}, {gap.interval[0]:+.4f} to {gap.interval[1]:+.4f}; "
+    rows = f"right alone on {pair.only_first} and {pair.only_second} images, McNemar p = {pair.p_value:.2g}"
+    return [f"against the next best, {cell.model} on {cell.layers}: {told}{rows}: {result.runner_up.verdict()}"]
 
 
 def _say(progress: Progress) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from icecore.store import Column
 
-from .result import Cell, TrainResult, rows_to_json
+from .resampling import Interval
+from .result import Cell, TrainResult, intervals_to_json, rows_to_json
 
 __all__ = ["library_versions", "make_card"]
 
@@ -18,7 +19,12 @@ _LIBRARIES = ("icecore", "numpy", "scipy", "scikit-learn", "skops")
 
 
 def make_card(
-    result: TrainResult, cell: Cell, columns: Sequence[Column], *, config: Mapping[str, Any] | None = None
+    result: TrainResult,
+    cell: Cell,
+    columns: Sequence[Column],
+    *,
+    intervals: Mapping[str, Interval | None],
+    config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Give the card of one cell, as plain JSON values.
 
@@ -30,6 +36,8 @@ def make_card(
         The cell that is saved.
     columns
         What its model takes, in order.
+    intervals
+        Of its held-out scores.
     config
         The resolved configuration of the run.
     """
@@ -54,7 +62,7 @@ def make_card(
         "folds": result.folds,
         "seed": result.seed,
         "cv": cell.to_json()["cv"],
-        "held_out": cell.evaluation.to_json(),
+        "held_out": {**cell.evaluation.to_json(), "intervals": intervals_to_json(intervals)},
         "baseline": result.baseline.to_json(),
         "chosen_among": len(result.cells),
         "seconds": round(cell.seconds, 3),

@@ -84,7 +84,7 @@ class Run:
     cells: tuple[Cell, ...]
     """best first"""
     kept: tuple[Trained, ...]
-    """best first: the winner only, or all cells"""
+    """best first: the winner and the next one, or all cells"""
     rows: LabelledRows
     """the rows that all cells share"""
     provenance: Provenance
@@ -107,7 +107,7 @@ def train_cells(
 ) -> Run:
     """Train all cells and order them.
 
-    Parameters are those of ``train_models``; ``keep_all`` keeps every fitted model, not only the best.
+    Parameters are those of ``train_models``; ``keep_all`` keeps every fitted model, not only the two best.
     """
     feature_set = pin(store, set_name, version)
     for layer in _flat(layers):  # a wrong name in the last entry must not cost the time of the others
@@ -127,7 +127,7 @@ def train_cells(
             report.end(data, spec, trained.cell)
             cells.append(trained.cell)
             kept = sorted([*kept, trained], key=lambda item: _rank(item.cell, plan.metric))
-            kept = kept if keep_all else kept[:1]
+            kept = kept if keep_all else kept[:2]
     cells.sort(key=lambda cell: _rank(cell, plan.metric))
     return Run(tuple(cells), tuple(kept), rows, read_provenance(feature_set), tuple(notes))
 

@@ -22,7 +22,9 @@ from .errors import ReportError, TrainError, UnknownModelError
 from .labels import LabelSource
 from .metrics import METRICS, Metric, majority_baseline
 from .models import MODELS, BuildOptions, ClassWeight, ModelSpec, model_spec
-from .result import TrainResult
+from .resampling import Interval, bootstrap_intervals, compare_models
+from .result import RunnerUp, TrainResult
+from .rows import LabelledRows
 from .splits import SplitRule
 
 __all__ = ["REPORT", "train_models"]
@@ -137,6 +139,7 @@ def train_models(
             keep_all=save == "all",
             progress=progress,
         )
+    saved = run.kept if save == "all" else run.kept[:1]
     result = TrainResult(
         cells=run.cells,
         baseline=majority_baseline(run.rows.y_train, run.rows.y_held_out, run.rows.classes),
@@ -147,17 +150,32 @@ def train_models(
         rows=run.rows,
         provenance=run.provenance,
         predictions=run.kept[0].predictions,
+        intervals=tuple(_intervals(item, run.rows, seed) for item in saved),
+        runner_up=_runner_up(run.kept, run.rows, seed),
         notes=run.notes,
         bundles=(),
         report=None,
     )
-    bundles = tuple(folder / new_bundle_id() for _ in run.kept)
+    bundles = tuple(folder / new_bundle_id() for _ in saved)
     page, failure = _render(result, store_path, bundles[0], images) if report else (b"", None)
     if failure is None:
-        return _save(result, run.kept, bundles, page=page, config=config)
+        return _save(result, saved, bundles, page=page, config=config)
     told = f"the report could not be made ({type(failure).__name__}: {failure})"
     result = replace(result, notes=(*result.notes, told))
-    raise ReportError(_save(result, run.kept, bundles, page=b"", config=config), told) from failure
+    raise ReportError(_save(result, saved, bundles, page=b"", config=config), told) from failure
+
+
+def _intervals(item: Trained, rows: LabelledRows, seed: int) -> dict[str, Interval | None]:
+    return bootstrap_intervals(item.predictions.y, item.predictions.proba, groups=rows.held_out_groups, seed=seed)
+
+
+def _runner_up(kept: Sequence[Trained], rows: LabelledRows, seed: int) -> RunnerUp | None:
+    """Compare the winner with the next best cell, on the held-out rows."""
+    if len(kept) < 2:
+        return None
+    first, second = (item.predictions for item in kept[:2])
+    comparison = compare_models(first.y, first.proba, second.proba, groups=rows.held_out_groups, seed=seed)
+    return RunnerUp(kept[1].cell, comparison)
 
 
 def _make_plan(
@@ -221,12 +239,12 @@ def _save(
     config: Mapping[str, Any] | None,
 ) -> TrainResult:
     """Write bundles and report, the winner last: its bundle is the newest, and it tells that all is there."""
-    for item, path in reversed(list(zip(kept, bundles, strict=True))):
+    for item, path, intervals in reversed(list(zip(kept, bundles, result.intervals, strict=True))):
         write_bundle(
             path,
             steps=item.fitted.steps,
             model=item.fitted.model,
-            card=make_card(result, item.cell, item.columns, config=config),
+            card=make_card(result, item.cell, item.columns, intervals=intervals, config=config),
             extra={REPORT: page} if page and path == bundles[0] else {},
         )
         log.info("bundle written: %s", path)

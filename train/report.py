@@ -21,6 +21,7 @@ from .errors import MissingExtraError
 from .metrics import sign_of
 from .models import MODELS
 from .plots import plot_cells, plot_confusion, printable
+from .resampling import HEADLINES, Gap, Interval
 from .result import TrainResult, rows_to_json
 from .thumbnails import Thumbnail, make_thumbnail
 
@@ -31,6 +32,7 @@ __all__ = ["Mistake", "render_report", "require_extra", "worst_mistakes"]
 
 MOST_MISTAKES = 24
 """Mistakes shown, the surest ones."""
+_HEADLINES = {"macro_f1": "Macro F1", "roc_auc": "ROC AUC", "log_loss": "Log loss (lower is better)"}
 _LIBRARIES = {"jinja2": "jinja2", "matplotlib": "matplotlib", "PIL": "Pillow"}
 
 
@@ -88,6 +90,7 @@ def render_report(result: TrainResult, *, store: Path, bundle: Path, images: Pat
     return page.render(
         result=result,
         winner=winner,
+        headlines=_headlines(result),
         models=MODELS,
         lower_is_better=sign_of(result.metric) < 0,
         rows=rows_to_json(result.rows),
@@ -105,6 +108,13 @@ def render_report(result: TrainResult, *, store: Path, bundle: Path, images: Pat
         bundle_quoted=shlex.quote(str(bundle)),
         bundle_literal=repr(str(bundle)),
     )
+
+
+def _headlines(result: TrainResult) -> list[tuple[str, float | None, Interval | None, Gap | None]]:
+    """Give each headline score of the winner: name, value, interval, and its gap to the next best cell."""
+    gaps = {} if result.runner_up is None else result.runner_up.comparison.gaps
+    scores, intervals = result.winner.evaluation, result.intervals[0]
+    return [(name, getattr(scores, name), intervals[name], gaps.get(name)) for name in HEADLINES]
 
 
 def worst_mistakes(result: TrainResult) -> tuple[Mistake, ...]:
@@ -152,5 +162,6 @@ def _environment() -> Environment:
     environment.filters["lines"] = lines
     environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    environment.filters["headline"] = lambda name: _HEADLINES.get(name) or name.replace("_", " ").capitalize()
     environment.filters["setting"] = lambda cell: ", ".join(f"{k} = {v:g}" for k, v in cell.params.items())
     return environment

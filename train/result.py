@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 from .data import Provenance
 from .metrics import Evaluation, Metric
 from .models import ClassWeight
+from .resampling import Comparison, Interval
 from .rows import LabelledRows
 from .search import GridPoint
 
-__all__ = ["Cell", "Predictions", "TrainResult", "rows_to_json"]
+__all__ = ["Cell", "Predictions", "RunnerUp", "TrainResult", "intervals_to_json", "rows_to_json"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,27 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class RunnerUp:
+    """The next best cell, and how it compares with the winner on the held-out rows."""
+
+    cell: Cell
+    """its scores"""
+    comparison: Comparison
+    """the winner first, this one second"""
+
+    def verdict(self) -> str:
+        """Say in words what the held-out accuracies tell."""
+        gap = self.comparison.gaps["accuracy"]
+        if gap is None or gap.interval[0] <= 0 <= gap.interval[1]:
+            return "these rows cannot tell them apart"
+        return f"the winner is {'better' if gap.difference > 0 else 'worse'} beyond chance"
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain JSON values."""
+        return {"columns": list(self.cell.columns), "model": self.cell.model, **self.comparison.to_json()}
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """Outcome of ``train_models``."""
 
@@ -99,6 +122,10 @@ class TrainResult:
     """where the features came from"""
     predictions: Predictions
     """the winner's, on the held-out rows"""
+    intervals: tuple[Mapping[str, Interval | None], ...]
+    """95 % bootstrap intervals of the held-out scores of each saved cell, in the order of ``bundles``"""
+    runner_up: RunnerUp | None
+    """how the next best cell compares with the winner; None where there is one cell"""
     notes: tuple[str, ...]
     """what a reader should know of the data"""
     bundles: tuple[Path, ...]
@@ -115,6 +142,8 @@ class TrainResult:
         """Give what a caller prints or keeps, as plain JSON values."""
         return {
             "winner": self.winner.to_json(),
+            "winner_intervals": intervals_to_json(self.intervals[0]),
+            "runner_up": None if self.runner_up is None else self.runner_up.to_json(),
             "cells": [cell.to_json() for cell in self.cells],
             "baseline": self.baseline.to_json(),
             "metric": self.metric,
@@ -130,6 +159,11 @@ class TrainResult:
             "bundles": [str(path) for path in self.bundles],
             "report": None if self.report is None else str(self.report),
         }
+
+
+def intervals_to_json(intervals: Mapping[str, Interval | None]) -> dict[str, list[float] | None]:
+    """Give intervals as plain JSON values."""
+    return {name: None if interval is None else list(interval) for name, interval in intervals.items()}
 
 
 def rows_to_json(rows: LabelledRows) -> dict[str, Any]:

@@ -60,6 +60,13 @@ class LabelledRows:
         return tuple(group for group, train in zip(self.groups, self.train.tolist(), strict=True) if train)
 
     @property
+    def held_out_groups(self) -> tuple[str, ...] | None:
+        """Groups of the held-out rows, where groups are given."""
+        if self.groups is None:
+            return None
+        return tuple(group for group, train in zip(self.groups, self.train.tolist(), strict=True) if not train)
+
+    @property
     def train_digest(self) -> str:
         """sha256, in hex, over the sorted ids of the training rows."""
         ids = sorted(image for image, train in zip(self.ids, self.train.tolist(), strict=True) if train)

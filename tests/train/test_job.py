@@ -251,3 +251,31 @@ def test_a_missing_report_extra_is_named_before_training(store_path: Path, monke
     with pytest.raises(MissingExtraError, match=r"needs jinja2: pip install 'icecore\[report\]'"):
         run(store_path, report=True, progress=told.append)
     assert told == []
+
+
+def test_the_winner_is_compared_with_the_next_best_on_the_same_rows(result: TrainResult) -> None:
+    assert result.runner_up is not None
+    assert result.runner_up.cell == result.cells[1]
+    pair = result.runner_up.comparison
+    assert pair.n == result.winner.evaluation.n
+    first, second = result.winner.evaluation, result.cells[1].evaluation
+    assert pair.only_first - pair.only_second == round((first.accuracy - second.accuracy) * pair.n)
+    for name, gap in pair.gaps.items():
+        if gap is not None:
+            assert gap.difference == pytest.approx(getattr(first, name) - getattr(second, name), abs=1e-6)
+
+
+def test_intervals_of_the_winner_are_in_its_card_and_around_its_scores(result: TrainResult) -> None:
+    card = json.loads((result.bundles[0] / "card.json").read_text())
+    intervals = result.intervals[0]
+    for name, interval in intervals.items():
+        assert interval is not None
+        assert card["held_out"]["intervals"][name] == list(interval)
+        assert interval[0] <= card["held_out"][name] <= interval[1]
+    assert result.to_json()["winner_intervals"] == card["held_out"]["intervals"]
+
+
+def test_with_one_cell_there_is_nobody_to_compare_with(store_path: Path) -> None:
+    alone = train_models(store_path, "photos", layers=["good"], models=["linear_svm"], report=False, name="alone")
+    assert alone.runner_up is None
+    assert alone.to_json()["runner_up"] is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -262,3 +263,13 @@ def test_a_strange_path_cannot_leave_its_place_in_the_page(result: TrainResult) 
     assert "&lt;b&gt;" in html
     assert "&lt;i&gt;" in html
     assert "<i>" not in html
+
+
+def test_the_page_says_how_sure_the_scores_are(result: TrainResult) -> None:
+    words = " ".join(" ".join(page_of(result).text).split())
+    low, high = result.intervals[0]["macro_f1"] or (0, 0)
+    assert f"{low:.3f} to {high:.3f}" in words
+    assert result.runner_up is not None
+    assert result.runner_up.verdict() in words
+    alone = replace(result, runner_up=None, cells=result.cells[:1])
+    assert "Gap to the next best" not in render_report(alone, store=Path("s"), bundle=Path("b"))
