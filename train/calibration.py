@@ -6,19 +6,13 @@ A temperature keeps the order of the scores, so that the called class is the one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .folds import Fold
-
-if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
-
-__all__ = ["Calibrated", "fit_temperature", "out_of_fold_scores", "scaled_softmax"]
+__all__ = ["Calibrated", "fit_temperature", "scaled_softmax"]
 
 LOG_BOUNDS = (-10.0, 10.0)
 """Range of the inverse temperature's natural logarithm, as in scikit-learn: scores that separate the rows wholly
@@ -39,18 +33,6 @@ class Calibrated:
     def predict_proba(self, X: NDArray[np.floating[Any]]) -> Floats:
         """Give the probability of each class, (n, k), for features (n, D)."""
         return scaled_softmax(self.model.decision_function(X), self.inverse_temperature)
-
-
-def out_of_fold_scores(
-    pipeline: Pipeline,
-    X: NDArray[np.float32],
-    y: NDArray[np.int64],
-    folds: Sequence[Fold],
-) -> Floats:
-    """Score each row by a model that was fitted, scaler included, without its fold: (n,) or (n, k)."""
-    from sklearn.model_selection import cross_val_predict
-
-    return np.asarray(cross_val_predict(pipeline, X, y, cv=list(folds), method="decision_function"))
 
 
 def fit_temperature(scores: Floats, y: NDArray[np.int64]) -> float:

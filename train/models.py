@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import UnknownModelError
+
+if TYPE_CHECKING:
+    from .out_of_fold import Solver
 
 __all__ = ["MODELS", "BuildOptions", "ClassWeight", "ModelSpec", "model_spec"]
 
@@ -47,6 +50,8 @@ class ModelSpec:
     """false for estimators whose scores must be calibrated first"""
     takes_class_weight: bool
     """false for estimators that are weighted by row instead"""
+    solver: Callable[[], Solver] | None = None
+    """gives the module that searches and fits it; by default each fold and value is fitted plainly"""
 
 
 def model_spec(name: str) -> ModelSpec:

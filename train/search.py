@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .calibration import Calibrated, fit_temperature, out_of_fold_scores, scaled_softmax
+from .calibration import Calibrated, fit_temperature, scaled_softmax
 from .folds import Fold
 from .metrics import Metric, as_probabilities, metric_score, rank_of, sign_of
 from .models import BuildOptions, ModelSpec
-from .solving import convergence_notes, folds_in_threads
+from .out_of_fold import fit_pipeline, score_folds
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -47,6 +47,8 @@ class Search:
     """every setting tried, in the order of the grid"""
     notes: tuple[str, ...]
     """what a reader should know: solvers that did not converge, a choice at the grid's edge"""
+    scores: NDArray[np.float32]
+    """(n, k) out-of-fold scores of the chosen setting; (n, 1) for two classes"""
 
 
 @dataclass(frozen=True)
@@ -95,18 +97,16 @@ def search_setting(
         Values to try instead of the model's own, the simplest first.
     """
     values = tuple(spec.kind(value) for value in grid or spec.grid)
-    uncalibrated = metric == "log_loss" and not spec.has_probabilities
-    with convergence_notes() as notes, folds_in_threads():
-        if uncalibrated:
-            scores = _calibrated_scores(spec, X, y, folds, options, values)
-        else:
-            scores = _grid_scores(spec, X, y, folds, metric, options, values)
+    found = score_folds(spec, X, y, values=values, folds=folds, options=options)
+    table = [_fold_scores(spec, scores, y, folds, metric) for scores in found.scores]
     points = tuple(
         GridPoint(value, float(sign_of(metric) * row.mean()), float(row.std()))
-        for value, row in zip(values, scores, strict=True)
+        for value, row in zip(values, table, strict=True)
     )
-    best = max(points, key=lambda point: rank_of(metric, point.mean))  # the first, so the simplest, on ties
-    return Search(best, points, (*notes, *_edge_note(spec, best, values)))
+    ranks = [rank_of(metric, point.mean) for point in points]
+    best = ranks.index(max(ranks))  # the first, so the simplest, on ties
+    notes = (*found.notes, *_edge_note(spec, points[best], values))
+    return Search(points[best], points, notes, found.scores[best])
 
 
 def fit_model(
@@ -117,6 +117,7 @@ def fit_model(
     value: float,
     folds: Sequence[Fold],
     options: BuildOptions,
+    scores: NDArray[np.float32] | None = None,
 ) -> Fitted:
     """Fit scaler and model on all training rows, with probabilities.
 
@@ -137,87 +138,42 @@ def fit_model(
         Positions of the parts, for the calibration; see ``make_folds``.
     options
         Seed and class weight.
+    scores : (n, k) float32 or None
+        Out-of-fold scores of the same value and folds, as ``Search`` keeps them; by default they are found anew.
     """
-    pipeline = _pipeline(spec, options).set_params(**{f"model__{spec.setting}": spec.kind(value)})
-    with convergence_notes() as notes, folds_in_threads():
-        beta = None if spec.has_probabilities else fit_temperature(out_of_fold_scores(pipeline, X, y, folds), y)
-        pipeline.fit(X, y, **_fit_params(spec, y, options))
+    pipeline, notes = fit_pipeline(spec, X, y, value=spec.kind(value), options=options)
     model = pipeline["model"]
-    return Fitted(pipeline[:-1], model if beta is None else Calibrated(model, beta), tuple(notes))
+    if not spec.has_probabilities:
+        if scores is None:
+            found = score_folds(spec, X, y, values=(spec.kind(value),), folds=folds, options=options)
+            scores, notes = found.scores[0], (*found.notes, *notes)
+        model = Calibrated(model, fit_temperature(_as_calibrated(scores), y))
+    return Fitted(pipeline[:-1], model, tuple(dict.fromkeys(notes)))
 
 
-@dataclass(frozen=True)
-class _Scorer:
-    """A metric as GridSearchCV calls it."""
-
-    metric: Metric
-
-    def __call__(self, estimator: Any, X: Any, y: Any) -> float:
-        if self.metric == "log_loss":
-            return metric_score(self.metric, y, None, estimator.predict_proba(X))
-        return metric_score(self.metric, y, estimator.predict(X), None)
-
-
-def _grid_scores(
-    spec: ModelSpec,
-    X: NDArray[np.float32],
-    y: NDArray[np.int64],
-    folds: Sequence[Fold],
-    metric: Metric,
-    options: BuildOptions,
-    values: Sequence[float],
+def _fold_scores(
+    spec: ModelSpec, scores: NDArray[np.float32], y: NDArray[np.int64], folds: Sequence[Fold], metric: Metric
 ) -> NDArray[np.float64]:
-    """Score each value on each fold, (values, folds), larger is better."""
-    from sklearn.model_selection import GridSearchCV
-
-    search = GridSearchCV(
-        _pipeline(spec, options),
-        {f"model__{spec.setting}": values},
-        scoring=_Scorer(metric),
-        cv=list(folds),
-        refit=False,
-        error_score="raise",
-    )
-    search.fit(X, y, **_fit_params(spec, y, options))
-    return np.column_stack([search.cv_results_[f"split{i}_test_score"] for i in range(len(folds))])
-
-
-def _calibrated_scores(
-    spec: ModelSpec,
-    X: NDArray[np.float32],
-    y: NDArray[np.int64],
-    folds: Sequence[Fold],
-    options: BuildOptions,
-    values: Sequence[float],
-) -> NDArray[np.float64]:
-    """Score each value on each fold by log loss, (values, folds), larger is better.
+    """Score one value on each fold, (folds,), larger is better.
 
     The temperature that a fold is scored with comes from the out-of-fold scores of the other folds.
     """
-    table = []
-    for value in values:
-        pipeline = _pipeline(spec, options).set_params(**{f"model__{spec.setting}": value})
-        scores = out_of_fold_scores(pipeline, X, y, folds)
-        betas = [fit_temperature(scores[train], y[train]) for train, _ in folds]
-        probas = [scaled_softmax(scores[test], beta) for (_, test), beta in zip(folds, betas, strict=True)]
-        table.append([metric_score("log_loss", y[test], None, p) for (_, test), p in zip(folds, probas, strict=True)])
-    return np.array(table)
+    if metric != "log_loss":
+        called = scores.argmax(axis=1) if scores.shape[1] > 1 else (scores[:, 0] > 0).astype(np.int64)
+        return np.array([metric_score(metric, y[test], called[test], None) for _, test in folds])
+    if spec.has_probabilities:
+        logits = np.column_stack((np.zeros_like(scores), scores)) if scores.shape[1] == 1 else scores
+        probas = [scaled_softmax(logits[test].astype(np.float64), 1.0) for _, test in folds]
+    else:
+        margins = _as_calibrated(scores)
+        betas = [fit_temperature(margins[train], y[train]) for train, _ in folds]
+        probas = [scaled_softmax(margins[test], beta) for (_, test), beta in zip(folds, betas, strict=True)]
+    return np.array([metric_score(metric, y[test], None, p) for (_, test), p in zip(folds, probas, strict=True)])
 
 
-def _pipeline(spec: ModelSpec, options: BuildOptions) -> Pipeline:
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return Pipeline([("scale", StandardScaler()), ("model", spec.build(options))])
-
-
-def _fit_params(spec: ModelSpec, y: NDArray[np.int64], options: BuildOptions) -> dict[str, Any]:
-    """Weigh rows where the estimator has no class weights of its own."""
-    if spec.takes_class_weight or options.class_weight is None:
-        return {}
-    from sklearn.utils.class_weight import compute_sample_weight
-
-    return {"model__sample_weight": compute_sample_weight(options.class_weight, y)}
+def _as_calibrated(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Give the scores as scikit-learn's ``decision_function`` does: (n,) for two classes."""
+    return (scores[:, 0] if scores.shape[1] == 1 else scores).astype(np.float64)
 
 
 def _edge_note(spec: ModelSpec, best: GridPoint, values: Sequence[float]) -> tuple[str, ...]:

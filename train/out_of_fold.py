@@ -1,0 +1,165 @@
+"""Scores that each training row gets, for every value of the grid, from a model that never saw its fold.
+
+Both the choice of a setting and the calibration of its probabilities come from these scores. A model may bring a
+solver of its own that finds them for all values in one go; without one, each fold and value is fitted plainly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .folds import Fold
+from .models import BuildOptions, ModelSpec
+from .solving import convergence_notes, folds_in_threads
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+__all__ = ["OutOfFold", "Solver", "fit_pipeline", "plain_fit", "plain_scores", "score_folds"]
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Out-of-fold scores of one model."""
+
+    scores: Floats
+    """(values, n, k) in the order of the values and rows; (values, n, 1) for two classes: positive calls the second.
+    Of models with probabilities they are logits: their softmax, or logistic curve, gives the probabilities"""
+    notes: tuple[str, ...] = ()
+    """solvers that did not converge"""
+
+
+class Solver(Protocol):
+    """A model's own way to be searched and fitted; a module with these two functions is one."""
+
+    def score_folds(
+        self,
+        spec: ModelSpec,
+        X: Floats,
+        y: NDArray[np.int64],
+        *,
+        values: Sequence[float],
+        folds: Sequence[Fold],
+        options: BuildOptions,
+    ) -> OutOfFold:
+        """As ``score_folds`` of this module."""
+
+    def fit_pipeline(
+        self, spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: float, options: BuildOptions
+    ) -> tuple[Pipeline, tuple[str, ...]]:
+        """As ``fit_pipeline`` of this module."""
+
+
+def score_folds(
+    spec: ModelSpec,
+    X: Floats,
+    y: NDArray[np.int64],
+    *,
+    values: Sequence[float],
+    folds: Sequence[Fold],
+    options: BuildOptions,
+) -> OutOfFold:
+    """Score each row, for each value, by a scaler and model that were fitted without the row's fold.
+
+    Parameters
+    ----------
+    spec
+        The model.
+    X : (n, D) float32
+        Raw features of the training rows; never written to.
+    y : (n,) int
+        Their classes, 0 to k - 1; every fold trains on all of them.
+    values
+        Values of the model's main setting.
+    folds
+        Positions of the parts: each row is validated by exactly one fold.
+    options
+        Seed and class weight.
+    """
+    if spec.solver is None:
+        return plain_scores(spec, X, y, values=values, folds=folds, options=options)
+    return spec.solver().score_folds(spec, X, y, values=values, folds=folds, options=options)
+
+
+def fit_pipeline(
+    spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: float, options: BuildOptions
+) -> tuple[Pipeline, tuple[str, ...]]:
+    """Fit scaler and model on all rows.
+
+    Parameters are those of ``score_folds``, with one value.
+
+    Returns
+    -------
+    (Pipeline, notes)
+        A fitted pipeline of scikit-learn with the steps ``scale`` and ``model``, and solvers that did not converge.
+    """
+    if spec.solver is None:
+        return plain_fit(spec, X, y, value=value, options=options)
+    return spec.solver().fit_pipeline(spec, X, y, value=value, options=options)
+
+
+def plain_scores(
+    spec: ModelSpec,
+    X: Floats,
+    y: NDArray[np.int64],
+    *,
+    values: Sequence[float],
+    folds: Sequence[Fold],
+    options: BuildOptions,
+) -> OutOfFold:
+    """Score as ``score_folds`` does, by one plain fit a fold and value, as many at a time as there are cores."""
+    from joblib import Parallel, delayed
+
+    columns = 1 if (k := int(y.max()) + 1) == 2 else k
+    scores = np.empty((len(values), len(y), columns), dtype=np.float32)
+
+    def fit_one(row: int, train: NDArray[np.intp], test: NDArray[np.intp]) -> None:
+        fitted = _fit(spec, X[train], y[train], values[row], options)
+        scores[row, test] = _scores(spec, fitted, X[test])
+
+    with convergence_notes() as notes, folds_in_threads():
+        Parallel()(delayed(fit_one)(row, *fold) for row in range(len(values)) for fold in folds)
+    return OutOfFold(scores, tuple(notes))
+
+
+def plain_fit(
+    spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: float, options: BuildOptions
+) -> tuple[Pipeline, tuple[str, ...]]:
+    """Fit as ``fit_pipeline`` does, by scikit-learn alone."""
+    with convergence_notes() as notes, folds_in_threads():
+        fitted = _fit(spec, X, y, value, options)
+    return fitted, tuple(notes)
+
+
+def _fit(spec: ModelSpec, X: Floats, y: NDArray[np.int64], value: float, options: BuildOptions) -> Pipeline:
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = spec.build(options).set_params(**{spec.setting: spec.kind(value)})
+    return Pipeline([("scale", StandardScaler()), ("model", model)]).fit(X, y, **_fit_params(spec, y, options))
+
+
+def _fit_params(spec: ModelSpec, y: NDArray[np.int64], options: BuildOptions) -> dict[str, Any]:
+    """Weigh rows where the estimator has no class weights of its own."""
+    if spec.takes_class_weight or options.class_weight is None:
+        return {}
+    from sklearn.utils.class_weight import compute_sample_weight
+
+    return {"model__sample_weight": compute_sample_weight(options.class_weight, y)}
+
+
+def _scores(spec: ModelSpec, fitted: Pipeline, X: Floats) -> NDArray[np.floating[Any]]:
+    """Give (n, k), or (n, 1) for two classes."""
+    if hasattr(fitted, "decision_function"):
+        scores = np.asarray(fitted.decision_function(X))
+        return scores[:, None] if scores.ndim == 1 else scores
+    proba = np.asarray(fitted.predict_proba(X), dtype=np.float64)
+    logits = np.log(np.maximum(proba, np.finfo(np.float32).tiny))
+    return logits[:, 1:] - logits[:, :1] if logits.shape[1] == 2 else logits
