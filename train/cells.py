@@ -137,7 +137,7 @@ def _train_cell(data: Dataset, spec: ModelSpec, folds: Sequence[Fold], plan: Cel
     X, y = data.training()
     grid = plan.grids.get(spec.name)
     search = search_setting(spec, X, y, folds=folds, metric=plan.metric, options=plan.options, grid=grid)
-    fitted = fit_model(spec, X, y, value=search.best.value, folds=folds, options=plan.options, scores=search.scores)
+    fitted = fit_model(spec, X, y, value=search.best.value, folds=folds, options=plan.options, found=search.found)
     X_held_out, y_held_out = data.held_out()
     proba = fitted.predict_proba(X_held_out)
     cell = Cell(

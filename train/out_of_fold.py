@@ -34,6 +34,13 @@ class OutOfFold:
     Of models with probabilities they are logits: their softmax, or logistic curve, gives the probabilities"""
     notes: tuple[str, ...] = ()
     """solvers that did not converge"""
+    starts: tuple[Any, ...] | None = None
+    """for each value, where the solver's ``fit_pipeline`` may begin; None where it has no use for it"""
+
+    def only(self, which: int) -> OutOfFold:
+        """Give what belongs to one value, by its position; the notes are of all values, and stay behind."""
+        starts = None if self.starts is None else self.starts[which : which + 1]
+        return OutOfFold(self.scores[which : which + 1], starts=starts)
 
 
 class Solver(Protocol):
@@ -52,7 +59,7 @@ class Solver(Protocol):
         """As ``score_folds`` of this module."""
 
     def fit_pipeline(
-        self, spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: float, options: BuildOptions
+        self, spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: float, options: BuildOptions, start: Any
     ) -> tuple[Pipeline, tuple[str, ...]]:
         """As ``fit_pipeline`` of this module."""
 
@@ -89,11 +96,11 @@ def score_folds(
 
 
 def fit_pipeline(
-    spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: float, options: BuildOptions
+    spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: float, options: BuildOptions, start: Any = None
 ) -> tuple[Pipeline, tuple[str, ...]]:
     """Fit scaler and model on all rows.
 
-    Parameters are those of ``score_folds``, with one value.
+    Parameters are those of ``score_folds``, with one value, and what ``OutOfFold.starts`` has for it.
 
     Returns
     -------
@@ -102,7 +109,7 @@ def fit_pipeline(
     """
     if spec.solver is None:
         return plain_fit(spec, X, y, value=value, options=options)
-    return spec.solver().fit_pipeline(spec, X, y, value=value, options=options)
+    return spec.solver().fit_pipeline(spec, X, y, value=value, options=options, start=start)
 
 
 def plain_scores(

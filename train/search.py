@@ -17,7 +17,7 @@ from .calibration import Calibrated, fit_temperature, scaled_softmax
 from .folds import Fold
 from .metrics import Metric, as_probabilities, metric_score, rank_of, sign_of
 from .models import BuildOptions, ModelSpec
-from .out_of_fold import fit_pipeline, score_folds
+from .out_of_fold import OutOfFold, fit_pipeline, score_folds
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -47,8 +47,8 @@ class Search:
     """every setting tried, in the order of the grid"""
     notes: tuple[str, ...]
     """what a reader should know: solvers that did not converge, a choice at the grid's edge"""
-    scores: NDArray[np.float32]
-    """(n, k) out-of-fold scores of the chosen setting; (n, 1) for two classes"""
+    found: OutOfFold
+    """out-of-fold scores of the chosen setting alone, (1, n, k)"""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def search_setting(
     ranks = [rank_of(metric, point.mean) for point in points]
     best = ranks.index(max(ranks))  # the first, so the simplest, on ties
     notes = (*found.notes, *_edge_note(spec, points[best], values))
-    return Search(points[best], points, notes, found.scores[best])
+    return Search(points[best], points, notes, found.only(best))
 
 
 def fit_model(
@@ -117,7 +117,7 @@ def fit_model(
     value: float,
     folds: Sequence[Fold],
     options: BuildOptions,
-    scores: NDArray[np.float32] | None = None,
+    found: OutOfFold | None = None,
 ) -> Fitted:
     """Fit scaler and model on all training rows, with probabilities.
 
@@ -138,16 +138,18 @@ def fit_model(
         Positions of the parts, for the calibration; see ``make_folds``.
     options
         Seed and class weight.
-    scores : (n, k) float32 or None
+    found
         Out-of-fold scores of the same value and folds, as ``Search`` keeps them; by default they are found anew.
     """
-    pipeline, notes = fit_pipeline(spec, X, y, value=spec.kind(value), options=options)
+    value = spec.kind(value)
+    if found is None and not spec.has_probabilities:
+        found = score_folds(spec, X, y, values=(value,), folds=folds, options=options)
+    start = found.starts[0] if found and found.starts else None
+    pipeline, notes = fit_pipeline(spec, X, y, value=value, options=options, start=start)
     model = pipeline["model"]
-    if not spec.has_probabilities:
-        if scores is None:
-            found = score_folds(spec, X, y, values=(spec.kind(value),), folds=folds, options=options)
-            scores, notes = found.scores[0], (*found.notes, *notes)
-        model = Calibrated(model, fit_temperature(_as_calibrated(scores), y))
+    if found and not spec.has_probabilities:
+        model = Calibrated(model, fit_temperature(_as_calibrated(found.scores[0]), y))
+        notes = (*found.notes, *notes)
     return Fitted(pipeline[:-1], model, tuple(dict.fromkeys(notes)))
 
 
