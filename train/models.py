@@ -67,6 +67,12 @@ def model_spec(name: str) -> ModelSpec:
     return MODELS[name]
 
 
+def _linear() -> Solver:
+    from . import linear_search
+
+    return linear_search
+
+
 def _logistic_regression(options: BuildOptions) -> Any:
     from sklearn.linear_model import LogisticRegression
 
@@ -117,6 +123,7 @@ _TABLE = (
         build=_logistic_regression,
         has_probabilities=True,
         takes_class_weight=True,
+        solver=_linear,
     ),
     ModelSpec(
         name="linear_svm",
@@ -127,6 +134,7 @@ _TABLE = (
         build=_linear_svm,
         has_probabilities=False,
         takes_class_weight=True,
+        solver=_linear,
     ),
     ModelSpec(
         name="rbf_svm",
