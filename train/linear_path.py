@@ -22,8 +22,8 @@ __all__ = ["Kind", "Rows", "Solution", "solve_path"]
 
 Kind = Literal["logistic", "squared_hinge"]
 HINGE_SLACK = 30.0
-"""How much larger a gradient of the SVM may stay than LinearSVC's: its objective is then within 1e-4 of the least,
-and coefficients in float32 hardly carry more."""
+"""How much larger a rare class's gradient may stay than LinearSVC's, which lets it be ``tol`` times the class's share
+of its first value: the objective is then within 1e-5 of the least. Never above ``tol`` times that value."""
 DAMPINGS = (1e-6, 1e-4, 1e-2)
 """Parts of the mean eigenvalue that are added to a Gram matrix until rounding leaves it positive definite."""
 

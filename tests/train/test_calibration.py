@@ -52,7 +52,8 @@ def test_probabilities_equal_scikit_learns_with_the_scaler_inside_the_folds(name
     machine = model_spec(name).build(OPTIONS).set_params(C=SVMS[name])
     pipeline = make_pipeline(StandardScaler(), machine)
     witness = CalibratedClassifierCV(pipeline, method="temperature", ensemble=False, cv=list(folds)).fit(X[:60], y[:60])
-    np.testing.assert_allclose(ours.predict_proba(X[60:]), witness.predict_proba(X[60:]), atol=1e-5)
+    # Both solvers of the linear SVM stop at a tolerance.
+    np.testing.assert_allclose(ours.predict_proba(X[60:]), witness.predict_proba(X[60:]), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", list(SVMS))
