@@ -47,8 +47,10 @@ def fit_temperature(scores: Floats, y: NDArray[np.int64]) -> float:
     """
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]  # it ships no types
 
+    logits = _logits(scores)
+
     def loss(log_beta: float) -> float:
-        log_proba = _log_softmax(np.exp(log_beta) * _logits(scores))
+        log_proba = _log_softmax(np.exp(log_beta) * logits)
         return -float(log_proba[np.arange(len(y)), y].mean())
 
     found = minimize_scalar(loss, bounds=LOG_BOUNDS, method="bounded", options={"xatol": 1e-12})
@@ -62,6 +64,7 @@ def scaled_softmax(scores: Floats, inverse_temperature: float) -> Floats:
 
 def _logits(scores: Floats) -> Floats:
     """Give one logit a class, (n, k): two classes share the margin of the second."""
+    scores = np.asarray(scores, dtype=np.float64)  # float32 has no room for weak scores beside 1
     return np.column_stack((-scores, scores)) if scores.ndim == 1 else scores
 
 

@@ -118,7 +118,7 @@ class SquaredHinge:
 def _softmax(scores: Floats) -> Floats:
     p = scores - scores.max(axis=1, keepdims=True)
     np.exp(p, out=p)
-    p /= p.sum(axis=1, keepdims=True)
+    p /= (p @ np.ones(p.shape[1], dtype=np.float32))[:, None]  # much faster than sum where columns are few
     return np.asarray(p)
 
 

@@ -1,21 +1,20 @@
 """Logistic regression and the linear SVM for every value of C: one descent, from the strongest penalty to the weakest.
 
-Each value starts where the last one ended. The descent is guided by the inverse of the loss's mean curvature times the
-features' Gram matrix plus the penalty, which is close to the true Hessian while the penalty rules, so that a value
-takes some ten steps where a descent from nothing takes fifty.
+Each value starts where the last one ended, and every step is guided by the features' leading directions, so that a
+value takes some ten steps where a descent from nothing takes fifty.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .linear_descent import minimise
+from .linear_descent import Descent
+from .linear_guide import Spectrum, leading_spectrum
 from .linear_losses import Floats, Logistic, Loss, Softmax, SquaredHinge
 
 __all__ = ["Kind", "Rows", "Solution", "solve_path"]
@@ -24,8 +23,11 @@ Kind = Literal["logistic", "squared_hinge"]
 HINGE_SLACK = 30.0
 """How much larger a rare class's gradient may stay than LinearSVC's, which lets it be ``tol`` times the class's share
 of its first value: the objective is then within 1e-5 of the least. Never above ``tol`` times that value."""
-DAMPINGS = (1e-6, 1e-4, 1e-2)
-"""Parts of the mean eigenvalue that are added to a Gram matrix until rounding leaves it positive definite."""
+DIRECTIONS: dict[Kind, int] = {"logistic": 128, "squared_hinge": 512}
+"""Leading directions of the features that guide the descent. Of 1,280, with 102 classes: logistic regression took 23
+steps by 96 and 22 by all, the SVM 163 and 72, which is worth the decomposition."""
+LEAST_CURVATURE = 1e-6
+"""Floor of the loss's mean second derivative: rows that are all told apart surely have none left."""
 
 
 @dataclass(frozen=True)
@@ -91,58 +93,42 @@ def solve_path(
     m, D = rows.A.shape
     if m < D:
         basis, triangle = np.linalg.qr(rows.A.T)  # A.T = basis (D, m) @ triangle (m, m)
-        A = _with_ones(triangle.T)
+        A = np.ascontiguousarray(triangle.T)
     else:
-        basis, A = None, _with_ones(rows.A)
+        basis, A = None, rows.A
     loss = _loss(kind, rows)
-    theta = np.zeros((A.shape[1], loss.columns), dtype=np.float32)
-    if start is not None:
-        theta[:-1] = start.coef if basis is None else basis.T @ start.coef
-        theta[-1] = start.intercept
-    gram = A.T @ A
-    finished = _finish(kind, rows, loss, A, basis, tol)
+    descent = Descent(loss, A, None if start is None else _start(start, basis))
+    spectrum, finished = leading_spectrum(A, DIRECTIONS[kind]), _finish(kind, rows, loss, A, basis, tol)
     for i in np.argsort(values, kind="stable").tolist():
-        penalty = np.full((len(theta), 1), 1 / values[i], dtype=np.float32)
+        penalty = np.full((A.shape[1] + 1, 1), 1 / values[i], dtype=np.float32)
         if kind == "logistic":
             penalty[-1] = 0
-        guide = _Preconditioner(gram, penalty, loss, partial(np.matmul, A, theta))
-        found = minimise(loss, A, penalty, theta, precondition=guide, finished=finished, max_iter=max_iter)
-        theta = found.theta
-        coef = theta[:-1] if basis is None else basis @ theta[:-1]
-        yield i, Solution(coef, theta[-1], found.iterations, found.converged)
+        guide = _Guide(spectrum, penalty, descent.curvature(), m)
+        iterations, converged = descent.minimise(penalty, precondition=guide, finished=finished, max_iter=max_iter)
+        theta = descent.theta
+        if loss.columns > 1 and loss.coupled:  # what all classes share changes no probability
+            theta = theta - theta.mean(axis=1, keepdims=True)
+        coef = theta[:-1].copy() if basis is None else basis @ theta[:-1]
+        yield i, Solution(coef, theta[-1].copy(), iterations, converged)
 
 
-@dataclass
-class _Preconditioner:
-    """The inverse of curvature * Gram + penalty, made when it is first asked for: many values need no step."""
+@dataclass(frozen=True)
+class _Guide:
+    """The guess of the inverse Hessian: features have no mean, so that the intercept is apart from them."""
 
-    gram: Floats
+    spectrum: Spectrum
     penalty: Floats
-    loss: Loss
-    scores: Callable[[], Floats]
-    inverse: Floats | None = None
+    curvature: Floats
+    m: int
 
     def __call__(self, gradient: Floats) -> Floats:
-        if self.inverse is None:
-            curvature = self.loss.curvature(self.scores()).mean()
-            self.inverse = _inverse(self.gram * curvature, self.penalty[:, 0])
-        return np.asarray(self.inverse @ gradient)
+        curvature = np.maximum(self.curvature, LEAST_CURVATURE)
+        inner = self.spectrum.solve(gradient[:-1], curvature, float(self.penalty[0, 0]))
+        return np.vstack((inner, gradient[-1:] / (curvature * self.m + self.penalty[-1])))
 
 
-def _inverse(gram: Floats, penalty: Floats) -> Floats:
-    """Invert gram + diag(penalty) by Cholesky's factors; the Gram matrix, (D, D), is overwritten."""
-    from scipy.linalg import lapack  # type: ignore[import-untyped]  # it ships no types
-
-    diagonal = gram.diagonal() + penalty
-    for damping in DAMPINGS:
-        np.fill_diagonal(gram, diagonal + damping * diagonal.mean())
-        factor, info = lapack.spotrf(gram, lower=1, clean=0)
-        if info == 0:
-            break
-    assert info == 0, "a Gram matrix with a hundredth of its mean eigenvalue added is positive definite"
-    inverse, _ = lapack.spotri(factor, lower=1, overwrite_c=1)
-    inverse = np.tril(inverse)
-    return np.asarray(inverse + np.tril(inverse, -1).T)
+def _start(start: Solution, basis: Floats | None) -> Floats:
+    return np.vstack((start.coef if basis is None else basis.T @ start.coef, start.intercept))
 
 
 def _finish(
@@ -156,7 +142,8 @@ def _finish(
             return float(max(np.abs(inner).max(), np.abs(gradient[-1]).max()))
 
         return lambda gradient: largest(gradient) <= limit
-    first = A.T @ loss.slopes(np.zeros((len(A), loss.columns), dtype=np.float32))
+    slopes = loss.slopes(np.zeros((len(A), loss.columns), dtype=np.float32))
+    first = np.vstack((A.T @ slopes, slopes.sum(axis=0)))
     positive = np.bincount(rows.y, minlength=len(rows.weights))[-loss.columns :]
     rare = np.minimum(positive, len(A) - positive) / len(A)
     limits = tol * np.minimum(HINGE_SLACK * rare, 1) * np.linalg.norm(first, axis=0)
@@ -173,8 +160,3 @@ def _loss(kind: Kind, rows: Rows) -> Loss:
     is_class = y[:, None] == np.arange(k)
     weights = np.where(is_class, rows.weights, 1).astype(np.float32)
     return SquaredHinge(np.where(is_class, 1, -1).astype(np.float32), weights)
-
-
-def _with_ones(A: Floats) -> Floats:
-    """Add the intercept's column."""
-    return np.hstack((A, np.ones((len(A), 1), dtype=np.float32)))

@@ -8,6 +8,8 @@ start of theirs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +18,11 @@ from numpy.typing import NDArray
 from .folds import Fold
 from .linear_losses import Floats
 from .linear_path import Kind, Rows, Solution, solve_path
+from .linear_ridge import Moments, System, direct_system, fold_system, moments
 from .models import BuildOptions, ModelSpec
 from .out_of_fold import OutOfFold
 from .solving import folds_in_threads
-from .standardise import centre, training_standard
+from .standardise import Centred, centre, training_standard
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -40,27 +43,12 @@ def score_folds(
     options: BuildOptions,
 ) -> OutOfFold:
     """Score as ``out_of_fold.score_folds`` does, in one descent a fold, as many side by side as there are cores."""
-    from joblib import Parallel, delayed
-
-    k = int(y.max()) + 1
-    scores = np.empty((len(values), len(y), 1 if k == 2 else k), dtype=np.float32)
-    centred, model = centre(X), spec.build(options)
-
-    def search_fold(train: NDArray[np.intp], test: NDArray[np.intp]) -> list[Solution]:
-        rows = centred.X[train]
-        standard = training_standard(rows, centred.shift)
-        training = Rows(standard.apply(rows), y[train], _class_weights(y[train], k, options))
-        held_out = standard.apply(centred.X[test])
-        found = {}
-        for i, solution in solve_path(training, KINDS[type(model).__name__], values, **_limits(model)):
-            scores[i, test] = solution.scores(held_out)
-            found[i] = solution
-        return [found[i] for i in range(len(values))]
-
+    task = _Task(spec.build(options), centre(X), y, int(y.max()) + 1, options)
+    scores = np.empty((len(values), len(y), 1 if task.k == 2 else task.k), dtype=np.float32)
     with folds_in_threads():
-        by_fold = Parallel()(delayed(search_fold)(*fold) for fold in folds)
-    by_value = list(zip(*by_fold, strict=True))
-    notes = dict.fromkeys(note for found in by_value for note in _notes(found, model))
+        search = _ridge_scores if isinstance(task.model, _ridge()) else _path_scores
+        by_value = search(task, values, folds, scores)
+    notes = dict.fromkeys(note for found in by_value for note in _notes(found, task.model))
     return OutOfFold(scores, tuple(notes), tuple(map(_mean, by_value)))
 
 
@@ -76,9 +64,101 @@ def fit_pipeline(
     scale, model = StandardScaler(), spec.build(options).set_params(**{spec.setting: value})
     rows = Rows(scale.fit_transform(X), y, _class_weights(y, k, options))
     with threadpool_limits(1):
-        [(_, found)] = solve_path(rows, KINDS[type(model).__name__], [value], start=start, **_limits(model))
+        if isinstance(model, _ridge()):
+            found = direct_system(rows).solve(value)
+        else:
+            [(_, found)] = solve_path(rows, _kind(model), [value], start=start, **_limits(model))
     _fill(model, found, k)
     return Pipeline([("scale", scale), ("model", model)]), _notes([found], model)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What all folds share."""
+
+    model: Any
+    centred: Centred
+    y: NDArray[np.int64]
+    k: int
+    options: BuildOptions
+
+    def standardised(self, train: NDArray[np.intp], test: NDArray[np.intp]) -> tuple[Rows, Floats]:
+        """Give the rows to learn from and the features to score."""
+        rows = self.centred.X[train]
+        standard = training_standard(rows, self.centred.shift)
+        weights = _class_weights(self.y[train], self.k, self.options)
+        return Rows(standard.apply(rows), self.y[train], weights), standard.apply(self.centred.X[test])
+
+
+def _path_scores(
+    task: _Task, values: Sequence[float], folds: Sequence[Fold], scores: Floats
+) -> list[tuple[Solution, ...]]:
+    """Fill in the scores and give the solutions of the folds for each value."""
+    from joblib import Parallel, delayed
+
+    def search_fold(train: NDArray[np.intp], test: NDArray[np.intp]) -> list[Solution]:
+        rows, held_out = task.standardised(train, test)
+        found = dict(solve_path(rows, _kind(task.model), values, **_limits(task.model)))
+        for i, solution in found.items():
+            scores[i, test] = solution.scores(held_out)
+        return [found[i] for i in range(len(values))]
+
+    return list(zip(*Parallel()(delayed(search_fold)(*fold) for fold in folds), strict=True))
+
+
+def _ridge_scores(
+    task: _Task, values: Sequence[float], folds: Sequence[Fold], scores: Floats
+) -> list[tuple[Solution, ...]]:
+    """As ``_path_scores``; every fold and value is solved by itself, so that all cores have work to the end."""
+    from joblib import Parallel, delayed
+
+    parallel = Parallel()
+    X, y = task.centred.X, task.y
+    few = min(len(train) for train, _ in folds) < X.shape[1]
+    if few or task.options.class_weight is not None:
+        prepared = parallel(delayed(_prepare_rows)(task, *fold) for fold in folds)
+    else:
+        rest = np.setdiff1d(np.arange(len(y)), np.concatenate([test for _, test in folds]))
+        parts = parallel(delayed(moments)(X[rows], y[rows], task.k) for rows in (*(test for _, test in folds), rest))
+        total = reduce(Moments.plus, parts)
+        prepared = parallel(
+            delayed(_prepare_sums)(task, total, part, *fold) for part, fold in zip(parts, folds, strict=False)
+        )
+
+    def solve(i: int, test: NDArray[np.intp], system: System, held_out: Floats) -> Solution:
+        found = system.solve(values[i])
+        scores[i, test] = found.scores(held_out)
+        return found
+
+    found = parallel(
+        delayed(solve)(i, test, *ready)
+        for i in range(len(values))
+        for (_, test), ready in zip(folds, prepared, strict=True)
+    )
+    return [tuple(found[i * len(folds) : (i + 1) * len(folds)]) for i in range(len(values))]
+
+
+def _prepare_rows(task: _Task, train: NDArray[np.intp], test: NDArray[np.intp]) -> tuple[System, Floats]:
+    rows, held_out = task.standardised(train, test)
+    return direct_system(rows), held_out
+
+
+def _prepare_sums(
+    task: _Task, total: Moments, part: Moments, train: NDArray[np.intp], test: NDArray[np.intp]
+) -> tuple[System, Floats]:
+    spread = total.gram.diagonal() / total.rows
+    system, standard = fold_system(total.less(part), spread, task.centred, train, task.y)
+    return system, standard.apply(task.centred.X[test])
+
+
+def _ridge() -> type[Any]:
+    from sklearn.linear_model import RidgeClassifier
+
+    return RidgeClassifier  # type: ignore[no-any-return]  # scikit-learn is untyped
+
+
+def _kind(model: Any) -> Kind:
+    return KINDS[type(model).__name__]
 
 
 def _limits(model: Any) -> dict[str, Any]:
@@ -106,9 +186,23 @@ def _notes(found: Sequence[Solution], model: Any) -> tuple[str, ...]:
 
 def _fill(model: Any, found: Solution, k: int) -> None:
     """Give an unfitted estimator of scikit-learn what its ``fit`` would have given it."""
-    model.classes_ = np.arange(k)
     model.coef_ = np.ascontiguousarray(found.coef.T)
     model.intercept_ = found.intercept.copy()
     model.n_features_in_ = found.coef.shape[0]
-    is_svm = KINDS[type(model).__name__] == "squared_hinge"
+    if not isinstance(getattr(type(model), "classes_", None), property):  # RidgeClassifier's own, up to 1.8
+        model.classes_ = np.arange(k)
+    if isinstance(model, _ridge()):
+        _fill_ridge(model, k)
+        return
+    is_svm = _kind(model) == "squared_hinge"
     model.n_iter_ = found.iterations if is_svm else np.array([found.iterations], dtype=np.int32)
+
+
+def _fill_ridge(model: Any, k: int) -> None:
+    from sklearn.preprocessing import LabelBinarizer
+
+    binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(np.arange(k))
+    model._label_binarizer = binarizer  # noqa: SLF001  # where scikit-learn's predict finds the classes
+    model.n_iter_, model.solver_ = None, "cholesky"
+    if k == 2:
+        model.coef_ = model.coef_[0]

@@ -87,6 +87,12 @@ def _linear_svm(options: BuildOptions) -> Any:
     return LinearSVC(dual="auto", max_iter=20_000, class_weight=options.class_weight, random_state=options.seed)
 
 
+def _ridge(options: BuildOptions) -> Any:
+    from sklearn.linear_model import RidgeClassifier
+
+    return RidgeClassifier(class_weight=options.class_weight, random_state=options.seed)
+
+
 def _rbf_svm(options: BuildOptions) -> Any:
     from .pairwise import PairwiseSVC
 
@@ -132,6 +138,17 @@ _TABLE = (
         kind=float,
         grid=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
         build=_linear_svm,
+        has_probabilities=False,
+        takes_class_weight=True,
+        solver=_linear,
+    ),
+    ModelSpec(
+        name="ridge",
+        title="Ridge classifier",
+        setting="alpha",
+        kind=float,
+        grid=(1e5, 1e4, 1e3, 1e2, 10.0, 1.0),
+        build=_ridge,
         has_probabilities=False,
         takes_class_weight=True,
         solver=_linear,

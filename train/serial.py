@@ -40,8 +40,10 @@ TRUSTED_TYPES = frozenset(
         "numpy.int64",
         "numpy.ndarray",
         "sklearn.linear_model._logistic.LogisticRegression",
+        "sklearn.linear_model._ridge.RidgeClassifier",
         "sklearn.pipeline.Pipeline",
         "sklearn.preprocessing._data.StandardScaler",
+        "sklearn.preprocessing._label.LabelBinarizer",
         "sklearn.svm._classes.LinearSVC",
     }
 )

@@ -12,13 +12,13 @@ from icecore.train.models import BuildOptions, ModelSpec, model_spec
 from icecore.train.out_of_fold import fit_pipeline, plain_scores, score_folds
 from icecore.train.search import search_setting
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 Data = tuple[NDArray[np.float32], NDArray[np.int64]]
-NAMES = ("logistic_regression", "linear_svm")
+NAMES = ("logistic_regression", "linear_svm", "ridge")
 OPTIONS = BuildOptions()
 
 
@@ -69,6 +69,8 @@ def exact(spec: ModelSpec, value: float, options: BuildOptions) -> Pipeline:
     """The model as scikit-learn fits it, with tight tolerance."""
     if spec.name == "logistic_regression":
         model = LogisticRegression(C=value, tol=1e-8, max_iter=20_000, class_weight=options.class_weight)
+    elif spec.name == "ridge":
+        model = RidgeClassifier(alpha=value, class_weight=options.class_weight)
     else:
         model = LinearSVC(C=value, dual=False, tol=1e-8, max_iter=20_000, class_weight=options.class_weight)
     return make_pipeline(StandardScaler(), model)
@@ -86,12 +88,16 @@ def objective(spec: ModelSpec, fitted: Pipeline, X: NDArray[Any], y: NDArray[np.
         logits = np.column_stack((np.zeros(len(y)), scores)) if k == 2 else scores
         losses = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
         return float(size + model.C * (weights[y] * (losses - logits[np.arange(len(y)), y])).sum())
+    is_class = (y[:, None] == np.arange(k))[:, 1 if k == 2 else 0 :]
+    targets = np.where(is_class, 1, -1)
+    if spec.name == "ridge":
+        return float(model.alpha * size * 2 + (weights[y][:, None] * (targets - scores) ** 2).sum())
     size += (model.intercept_.astype(np.float64) ** 2).sum() / 2
-    if k == 2:
-        return float(size + model.C * (weights[y] * np.maximum(0, 1 - (2 * y - 1) * scores[:, 0]) ** 2).sum())
-    is_class = y[:, None] == np.arange(k)
-    losses = np.maximum(0, 1 - np.where(is_class, 1, -1) * scores) ** 2
-    return float(size + model.C * (np.where(is_class, weights, 1) * losses).sum())  # liblinear: the rest counts 1
+    losses = np.maximum(0, 1 - targets * scores) ** 2
+    by_row = (
+        weights[y][:, None] if k == 2 else np.where(is_class, weights, 1)
+    )  # liblinear: of several, the rest counts 1
+    return float(size + model.C * (by_row * losses).sum())
 
 
 @pytest.mark.parametrize("weight", [None, "balanced"])
@@ -102,7 +108,7 @@ def test_what_is_minimised_is_what_scikit_learn_minimises(name: str, case: str, 
     spec, options = model_spec(name), BuildOptions(class_weight=weight)
     for value in (spec.grid[1], spec.grid[3]):
         ours, notes = fit_pipeline(spec, X, y, value=value, options=options)
-        witness = exact(spec, value, options).fit(X, y)
+        witness = exact(spec, value, options).fit(X.astype(np.float64), y)
         least = objective(spec, witness, X, y, options)
         assert objective(spec, ours, X, y, options) <= least * (1 + 1e-3)
         assert (ours.predict(X) != witness.predict(X)).mean() <= 0.005
@@ -122,7 +128,7 @@ def test_out_of_fold_scores_are_those_of_plain_fits(name: str, case: str) -> Non
     assert ours.scores.dtype == np.float32
     for value, scores in zip(values, ours.scores, strict=True):
         for train, test in folds:
-            plain = exact(spec, value, OPTIONS).fit(X[train], y[train]).decision_function(X[test])
+            plain = exact(spec, value, OPTIONS).fit(X[train].astype(np.float64), y[train]).decision_function(X[test])
             plain = plain[:, None] if plain.ndim == 1 else plain
             difference = np.abs(scores[test] - plain).mean()
             assert difference <= 0.02 * np.abs(plain).mean()
@@ -187,7 +193,13 @@ def test_the_result_is_scikit_learns_own_estimator(name: str, k: int) -> None:
         mine, theirs = (np.asarray(getattr(fitted["model"], attribute)) for fitted in (ours, plain))
         assert mine.shape == theirs.shape, attribute
         assert mine.dtype.kind == theirs.dtype.kind, attribute
+    np.testing.assert_array_equal(ours.predict(X[:9]), ours["model"].classes_[_called(ours, X[:9])])
     np.testing.assert_array_equal(ours["scale"].mean_, plain["scale"].mean_)
+
+
+def _called(fitted: Pipeline, X: NDArray[np.float32]) -> NDArray[Any]:
+    scores = fitted.decision_function(X)
+    return scores.argmax(axis=1) if scores.ndim == 2 else (scores > 0).astype(int)
 
 
 def plain_fit_of(name: str, X: NDArray[np.float32], y: NDArray[np.int64]) -> Pipeline:
@@ -211,3 +223,27 @@ def test_plain_scores_of_a_model_without_a_decision_function_are_logits() -> Non
     model = model_spec("xgboost").build(OPTIONS).set_params(max_depth=2)
     proba = make_pipeline(StandardScaler(), model).fit(X[train], y[train]).predict_proba(X[test])
     np.testing.assert_allclose(np.exp(found.scores[0][test]), proba, rtol=1e-5)
+
+
+def test_features_that_vary_in_the_validation_rows_only_are_constant_for_their_fold() -> None:
+    """Taken as a difference of sums, what is left of their variance would be rounding."""
+    X, y = ordinary()
+    folds = folds_of(y)
+    spoilt = X.copy()
+    test = folds[0][1]
+    spoilt[:, 5] = 2
+    spoilt[test[0], 5] = 30_000
+    spoilt[:, 6] = np.where(np.isin(np.arange(len(y)), test), X[:, 6] * 1e4, X[:, 6])
+    spec = model_spec("ridge")
+    found = score_folds(spec, spoilt, y, values=(10.0,), folds=folds, options=OPTIONS).scores[0]
+    for train, part in folds:
+        witness = exact(spec, 10.0, OPTIONS).fit(spoilt[train].astype(np.float64), y[train])
+        np.testing.assert_allclose(found[part], witness.decision_function(spoilt[part]), rtol=1e-2, atol=1e-3)
+
+
+def test_a_penalty_too_weak_for_float32_still_gives_ridge() -> None:
+    X, y = ordinary()
+    X = np.column_stack((X, X, X[:, :3])).astype(np.float32)  # singular but for the penalty
+    ours, _ = fit_pipeline(model_spec("ridge"), X, y, value=1e-5, options=OPTIONS)
+    witness = exact(model_spec("ridge"), 1e-5, OPTIONS).fit(X.astype(np.float64), y)
+    np.testing.assert_allclose(ours.decision_function(X), witness.decision_function(X), atol=2e-3)
