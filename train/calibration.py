@@ -18,6 +18,13 @@ LOG_BOUNDS = (-10.0, 10.0)
 """Range of the inverse temperature's natural logarithm, as in scikit-learn: scores that separate the rows wholly
 would have none."""
 
+FLAT = 1e-10
+"""Derivative of the loss by that logarithm at which the search for it ends."""
+STEPS = 100
+"""Most steps of the search; halving the range alone needs 35."""
+FLOOR = 1e-30
+"""Smallest mean size of scores that the search begins from."""
+
 Floats = NDArray[np.float64]
 
 
@@ -45,16 +52,25 @@ def fit_temperature(scores: Floats, y: NDArray[np.int64]) -> float:
     y : (n,) int
         Classes, 0 to k - 1.
     """
-    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]  # it ships no types
-
     logits = _logits(scores)
-
-    def loss(log_beta: float) -> float:
-        log_proba = _log_softmax(np.exp(log_beta) * logits)
-        return -float(log_proba[np.arange(len(y)), y].mean())
-
-    found = minimize_scalar(loss, bounds=LOG_BOUNDS, method="bounded", options={"xatol": 1e-12})
-    return float(np.exp(found.x))
+    true = logits[np.arange(len(y)), y].mean()
+    low, high = LOG_BOUNDS
+    log_beta = np.clip(-np.log(max(float(np.abs(logits).mean()), FLOOR)), low, high)
+    for _ in range(STEPS):
+        beta = np.exp(log_beta)
+        proba = np.exp(_log_softmax(beta * logits))
+        mean = (proba * logits).sum(axis=1)  # (n,)
+        slope = mean.mean() - true  # of the loss, by beta; the loss is convex in it
+        bend = max((proba * logits**2).sum(axis=1).mean() - (mean**2).mean(), 0.0)
+        if abs(slope) * beta < FLAT:  # also where scores are all right: a higher one would only be surer of new rows
+            break
+        low, high = (low, log_beta) if slope > 0 else (log_beta, high)
+        step = np.log1p(-slope / (bend * beta)) if slope < bend * beta else -np.inf  # Newton's, of beta
+        moved = log_beta + step
+        if not low < moved < high:
+            moved = (low + high) / 2
+        log_beta = moved
+    return float(np.exp(log_beta))
 
 
 def scaled_softmax(scores: Floats, inverse_temperature: float) -> Floats:
