@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from icecore.cli.config import ConfigError, ExtractConfig, TrainConfig, load_config
+from icecore.cli.config import ConfigError, ExtractConfig, ModelName, TrainConfig, load_config
+from icecore.train import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = """
@@ -138,3 +140,7 @@ def test_a_file_that_is_no_toml_or_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'store = "\xff"\n')
     with pytest.raises(ConfigError, match=r"latin.toml: 'utf-8' codec"):
         load_config(ExtractConfig, tmp_path / "latin.toml")
+
+
+def test_every_model_on_offer_can_be_named() -> None:
+    assert get_args(ModelName) == tuple(MODELS)

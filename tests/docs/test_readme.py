@@ -104,3 +104,15 @@ def test_the_make_targets_of_the_pages_exist() -> None:
     for page in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"^make ([a-z-]+)", (ROOT / page).read_text("utf-8"), re.M):
             assert re.search(rf"^{target}:", makefile, re.M), f"{page}: make {target}"
+
+
+def test_the_table_of_models_is_that_of_the_code() -> None:
+    from icecore.train import MODELS
+
+    text = (ROOT / "README.md").read_text("utf-8").partition("## Models\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)` \|.*\| `(\w+)` \| (its own|one temperature)", text, re.M)
+    found = [
+        (spec.name, spec.setting, "its own" if spec.has_probabilities else "one temperature")
+        for spec in MODELS.values()
+    ]
+    assert listed == found

@@ -44,7 +44,7 @@ def compute_features(data: Path, weights: Path, out: Path) -> None:
 
 
 def make_classifier(kind: str, value: float, seed: int) -> Any:
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression, RidgeClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC, LinearSVC
@@ -54,6 +54,8 @@ def make_classifier(kind: str, value: float, seed: int) -> Any:
         model: Any = LogisticRegression(C=value, max_iter=5000)
     elif kind == "linear_svm":
         model = LinearSVC(C=value, max_iter=20000, random_state=seed)
+    elif kind == "ridge":
+        model = RidgeClassifier(alpha=value)
     elif kind == "rbf_svm":
         model = SVC(kernel="rbf", C=value)
     elif kind == "xgboost":

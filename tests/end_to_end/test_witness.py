@@ -24,7 +24,7 @@ from sklearn import metrics
 
 LAYERS = ("features.6", "features.13", "features.18")
 WIDTHS = (32, 96, 1280)
-MODELS = ("logistic_regression", "linear_svm", "rbf_svm", "xgboost")
+MODELS = ("logistic_regression", "linear_svm", "ridge", "rbf_svm", "xgboost")
 PLAIN = Path(__file__).with_name("plain_script.py")
 SEED, FOLDS = 0, 5
 
