@@ -46,8 +46,9 @@ def score_folds(
     task = _Task(spec.build(options), centre(X), y, int(y.max()) + 1, options)
     scores = np.empty((len(values), len(y), 1 if task.k == 2 else task.k), dtype=np.float32)
     with folds_in_threads():
-        search = _ridge_scores if isinstance(task.model, _ridge()) else _path_scores
-        by_value = search(task, values, folds, scores)
+        if isinstance(task.model, _ridge()):
+            return OutOfFold(scores, starts=_ridge_scores(task, values, folds, scores))
+        by_value = _path_scores(task, values, folds, scores)
     notes = dict.fromkeys(note for found in by_value for note in _notes(found, task.model))
     return OutOfFold(scores, tuple(notes), tuple(map(_mean, by_value)))
 
@@ -62,11 +63,14 @@ def fit_pipeline(
 
     k = int(y.max()) + 1
     scale, model = StandardScaler(), spec.build(options).set_params(**{spec.setting: value})
-    rows = Rows(scale.fit_transform(X), y, _class_weights(y, k, options))
     with threadpool_limits(1):
-        if isinstance(model, _ridge()):
-            found = direct_system(rows).solve(value)
+        if isinstance(start, System):
+            scale.fit(X)
+            found = start.solve(value)
+        elif isinstance(model, _ridge()):
+            found = direct_system(Rows(scale.fit_transform(X), y, _class_weights(y, k, options))).solve(value)
         else:
+            rows = Rows(scale.fit_transform(X), y, _class_weights(y, k, options))
             [(_, found)] = solve_path(rows, _kind(model), [value], start=start, **_limits(model))
     _fill(model, found, k)
     return Pipeline([("scale", scale), ("model", model)]), _notes([found], model)
@@ -108,15 +112,18 @@ def _path_scores(
 
 def _ridge_scores(
     task: _Task, values: Sequence[float], folds: Sequence[Fold], scores: Floats
-) -> list[tuple[Solution, ...]]:
-    """As ``_path_scores``; every fold and value is solved by itself, so that all cores have work to the end."""
+) -> tuple[System, ...] | None:
+    """Fill in the scores and give the system of all rows, once a value, where it costs nothing.
+
+    Every fold and value is solved by itself, so that all cores have work to the end.
+    """
     from joblib import Parallel, delayed
 
     parallel = Parallel()
     X, y = task.centred.X, task.y
     few = min(len(train) for train, _ in folds) < X.shape[1]
     if few or task.options.class_weight is not None:
-        prepared = parallel(delayed(_prepare_rows)(task, *fold) for fold in folds)
+        prepared, system = parallel(delayed(_prepare_rows)(task, *fold) for fold in folds), None
     else:
         rest = np.setdiff1d(np.arange(len(y)), np.concatenate([test for _, test in folds]))
         parts = parallel(delayed(moments)(X[rows], y[rows], task.k) for rows in (*(test for _, test in folds), rest))
@@ -124,18 +131,18 @@ def _ridge_scores(
         prepared = parallel(
             delayed(_prepare_sums)(task, total, part, *fold) for part, fold in zip(parts, folds, strict=False)
         )
+        spread = total.gram.diagonal() / total.rows
+        system, _ = fold_system(total, spread, task.centred, np.arange(len(y)), y)
 
-    def solve(i: int, test: NDArray[np.intp], system: System, held_out: Floats) -> Solution:
-        found = system.solve(values[i])
-        scores[i, test] = found.scores(held_out)
-        return found
+    def solve(i: int, test: NDArray[np.intp], system: System, held_out: Floats) -> None:
+        scores[i, test] = system.solve(values[i]).scores(held_out)
 
-    found = parallel(
+    parallel(
         delayed(solve)(i, test, *ready)
         for i in range(len(values))
         for (_, test), ready in zip(folds, prepared, strict=True)
     )
-    return [tuple(found[i * len(folds) : (i + 1) * len(folds)]) for i in range(len(values))]
+    return None if system is None else (system,) * len(values)
 
 
 def _prepare_rows(task: _Task, train: NDArray[np.intp], test: NDArray[np.intp]) -> tuple[System, Floats]:
