@@ -22,7 +22,7 @@ from .backbone import load_backbone
 from .canaries import guard_numerics
 from .decoding import MAX_PIXELS
 from .devices import choose_devices, default_batch_size
-from .errors import SourceLostError
+from .errors import DeviceError, SourceLostError
 from .events import Listener, Teller
 from .layers import columns_for, resolve_layers
 from .loaders import decoder_words, require_decoder
@@ -181,7 +181,8 @@ def extract_images(
         arguments=arguments,
         views=views if store_views == "averaged" else (),
     )
-    require_decoder(backbone.preprocess, where)
+    for each in {one.type: one for one in reversed(devices)}.values():  # the first of each kind
+        require_decoder(backbone.preprocess, each)
     scan = scan_of(source, extensions)
     names = resolve_layers(backbone.layers, layers, backbone=backbone.name)
     backbone.require(names)
@@ -192,6 +193,7 @@ def extract_images(
     settled = Precision(precision, "")
     if precision == "auto":
         settled = settle_precision(backbone, columns, scan, where, stored=_stored(store_path, set_name))
+        choose_devices([str(each) for each in devices], precision=settled.name)  # the others must have it, too
     precision = settled.name
     task = Task(
         backbone=backbone,
@@ -265,7 +267,7 @@ def _run(
             for group in plan.groups:
                 strays += forward_images(writer, group.images, group.columns, task, tally)
             forward_images(writer, strays, task.columns, task, tally)
-        except SourceLostError:
+        except (SourceLostError, DeviceError):
             writer.commit()
             raise
         if task.prune == "tombstone":
@@ -285,7 +287,7 @@ def _run(
         engine=tally.engine,
         why=tally.why,
         decoded=dict(tally.decoded),
-        busy=tally.busy(seconds, task.threads),
+        busy=tally.busy(seconds, max(task.threads, len(task.devices))),
     )
 
 

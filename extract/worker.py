@@ -134,7 +134,7 @@ def _listen(inbox: Connection, arrived: SimpleQueue[list[SourceImage] | None]) -
     try:
         while (some := inbox.recv()) is not None:
             arrived.put(some)
-    except EOFError:
+    except (EOFError, OSError):  # the latter in the middle of a message
         os._exit(1)  # the run that began us was killed: what we compute is for nobody
     arrived.put(None)
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import signal
 import statistics
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -32,6 +35,8 @@ AT_A_TIME = 32
 """Images that a worker gets at once."""
 _PATIENCE = 10.0
 """Seconds that a process has to end before it is killed."""
+_KILL = 9
+"""the signal that a system without memory sends; Windows has no name for it"""
 
 
 class Workers:
@@ -129,6 +134,7 @@ class Workers:
 
     def _begin(self) -> None:
         self._guard()
+        torch.cuda.empty_cache()  # what this process has kept of the first device, the process of that device needs
         count = len(self._devices)
         threads, cores = self._work.threads, torch.get_num_threads()
         for number, device in enumerate(self._devices):
@@ -163,7 +169,8 @@ class _Worker:
         process = context.Process(
             target=run_worker, args=(order, its_inbox, its_outbox), name=f"icecore-{device}", daemon=True
         )
-        process.start()
+        with _without_interrupts():
+            process.start()
         its_inbox.close()  # so that each side sees when the other is gone
         its_outbox.close()
         return cls(device, process, inbox, outbox)
@@ -171,14 +178,13 @@ class _Worker:
     def receive(self) -> Any:
         try:
             return self.outbox.recv()
-        except (EOFError, ConnectionResetError) as exc:
+        except (EOFError, OSError) as exc:  # the latter in the middle of a message
             raise self._gone() from exc
 
     def send(self, images: list[SourceImage] | None) -> None:
-        try:
+        """Hand images over, if it is there; if it is not, its outbox tells why."""
+        with suppress(BrokenPipeError, ConnectionResetError):
             self.inbox.send(images)
-        except (BrokenPipeError, ConnectionResetError) as exc:
-            raise self._gone() from exc
 
     def close(self) -> None:
         self.process.join(_PATIENCE)
@@ -213,7 +219,22 @@ def _share(total: int, number: int, count: int) -> int:
     return total // count + (number < total % count)
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from this thread, and from the processes that it begins, until they say otherwise."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which a first process would begin, and that lets interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _words(code: int | None) -> str:
     if code is None:
         return "it does not answer"
-    return f"killed by signal {-code}: was there too little memory?" if code < 0 else f"exit code {code}"
+    why = ": was there too little memory?" if code == -_KILL else ""
+    return f"killed by signal {-code}{why}" if code < 0 else f"exit code {code}"

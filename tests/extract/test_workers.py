@@ -5,22 +5,27 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from icecore.extract import ExtractReport, Preprocess, errors, load_backbone
+from icecore.extract import ExtractReport, Preprocess, errors, load_backbone, nvjpeg
 from icecore.extract.devices import choose_devices
 from icecore.extract.errors import DeviceError, ExtractError, ImageError, NumericsMovedError, SourceLostError
-from icecore.extract.worker import _Recent
-from icecore.store import ContractMismatchError, verify_store
+from icecore.extract.precision import Precision
+from icecore.extract.worker import Asked, Failure, _listen, _Recent
+from icecore.extract.workers import Workers, _words, _Worker
+from icecore.store import ContractMismatchError, SourceImage, verify_store
 from PIL import Image
 
 Extract = Callable[..., ExtractReport]
@@ -66,9 +71,7 @@ def test_a_process_that_is_killed_ends_the_run_and_the_next_one_goes_on(
     matrix: Matrix,
     photos: Path,
     noise: Callable[..., Image.Image],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("icecore.store.writer.FIRST_ROWS", 8)
     for n in range(300):
         noise(33, 33, seed=100 + n).save(photos / f"{n:03}.png")
 
@@ -81,8 +84,24 @@ def test_a_process_that_is_killed_ends_the_run_and_the_next_one_goes_on(
         extract(device=TWO, progress=kill_one)
     assert not multiprocessing.active_children()
     report = extract()
-    assert 0 < report.plan.unchanged < 309
+    assert 40 < report.plan.unchanged < 309
     assert len(matrix()[0]) == 309
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read for a passing reason")
+@pytest.mark.parametrize("device", ["cpu", TWO], ids=["one", "two"])
+def test_a_source_that_is_lost_ends_the_run_and_what_was_done_is_kept(
+    extract: Extract, matrix: Matrix, photos: Path, noise: Callable[..., Image.Image], device: Any
+) -> None:
+    for n in range(100):
+        noise(33, 33, seed=100 + n).save(photos / f"{n:03}.png")
+    for n in range(300):
+        (photos / f"z{n:03}.png").symlink_to("/proc/self/mem")  # Input/output error
+    with pytest.raises(SourceLostError, match="50 files in a row could not be read"):
+        extract(device=device)
+    assert not multiprocessing.active_children()
+    assert len(matrix()[0]) >= 40
 
 
 @pytest.mark.slow
@@ -200,6 +219,121 @@ def test_a_pickled_backbone_whose_weights_file_was_changed_is_refused(own_net: s
     torch.save({name: tensor + 1 for name, tensor in module.state_dict().items()}, path)
     with pytest.raises(ContractMismatchError, match="not the backbone asked for"):
         pickle.loads(packed)
+
+
+class Given:
+    """What a process has sent before it ended; nothing takes what is sent to it."""
+
+    def __init__(self, *messages: Any) -> None:
+        (its_inbox, inbox), (outbox, its_outbox) = Pipe(duplex=False), Pipe(duplex=False)
+        its_inbox.close()
+        for message in messages:
+            its_outbox.send(message)
+        self.process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0,), daemon=True)
+        self.process.start()
+        self.process.join()
+        self.its_outbox = its_outbox
+        self.worker = _Worker("cpu", self.process, inbox, outbox)
+
+
+def workers(given: Given, monkeypatch: pytest.MonkeyPatch) -> Workers:
+    found = Workers.__new__(Workers)
+    found._workers = [given.worker]
+    monkeypatch.setattr(found, "_begin", lambda: None)
+    return found
+
+
+def an_image(n: int = 0) -> SourceImage:
+    return SourceImage(id=f"{n}.png", path=Path(f"{n}.png"), size=1, mtime_ns=1, ctime_ns=1)
+
+
+def test_why_a_process_ended_is_told_although_it_had_asked_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Given(Asked(), Failure(SourceLostError("9.png", "Input/output error", failures=50), "its trace"))
+    given.its_outbox.close()
+    with pytest.raises(SourceLostError, match=r"9\.png") as caught:
+        list(workers(given, monkeypatch).through([an_image()]))
+    assert "its trace" in caught.value.__notes__[0]
+    given.worker.close()
+
+
+def test_a_process_that_is_killed_in_the_middle_of_a_message_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Given()
+    os.write(given.its_outbox.fileno(), (1000).to_bytes(4, "big") + b"half")
+    given.its_outbox.close()
+    with pytest.raises(DeviceError, match=r"process of cpu ended before its time \(exit code 0\)"):
+        list(workers(given, monkeypatch).through([an_image()]))
+    given.worker.close()
+
+
+@pytest.mark.parametrize("part", [b"", (1000).to_bytes(4, "big") + b"half"], ids=["before", "within"])
+def test_a_process_ends_when_the_run_is_killed_before_or_within_a_message(
+    part: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("icecore.extract.worker.os._exit", ended.append)
+    inbox, outbox = Pipe(duplex=False)
+    os.write(outbox.fileno(), part)
+    outbox.close()
+    _listen(inbox, SimpleQueue())
+    assert ended == [1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks at /proc")
+def test_an_interrupt_does_not_reach_a_process_that_is_beginning() -> None:
+    worker = _Worker.begin("cpu", b"")
+    blocked = re.search(r"^SigBlk:\s*(\w+)$", Path(f"/proc/{worker.process.pid}/status").read_text(), re.M)
+    worker.process.kill()
+    worker.close()
+    assert blocked is not None
+    assert int(blocked[1], 16) & 1 << (signal.SIGINT - 1)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_memory_of_the_first_device_is_given_back_before_processes_begin(
+    extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+
+    def begin(device: str, order: bytes) -> Any:
+        called.append(f"begin {device}")
+        raise DeviceError("enough")
+
+    monkeypatch.setattr("icecore.extract.workers._Worker.begin", begin)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: called.append("empty"))
+    monkeypatch.setattr("icecore.extract.job.guard_numerics", lambda *_: called.append("guard"))
+    with pytest.raises(DeviceError, match="enough"):
+        extract(device=TWO)
+    assert called == ["guard", "empty", "begin cpu"]
+
+
+def test_a_precision_that_one_of_the_devices_lacks_is_refused_before_the_store_is_made(
+    extract: Extract, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("icecore.extract.job.settle_precision", lambda *_, **__: Precision("fp16", ""))  # of a GPU
+    with pytest.raises(DeviceError, match="fp16 needs a CUDA device"):
+        extract(device=TWO, precision="auto")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_device_beside_the_first_that_cannot_decode_is_refused_before_the_store_is_made(
+    extract: Extract, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        "icecore.extract.job.choose_devices", lambda *_, **__: (torch.device("cuda", 0), torch.device("cpu"))
+    )
+    ours = nvjpeg.platform_for
+    monkeypatch.setattr(nvjpeg, "platform_for", lambda where: None if where.type == "cuda" else ours(where))
+    with pytest.raises(DeviceError, match="the device is cpu"):
+        extract(decode="nvjpeg")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(-9, "signal 9: was there too little memory?"), (-15, "signal 15"), (1, "exit code 1"), (None, "not answer")],
+)
+def test_only_a_process_that_was_killed_may_have_lacked_memory(code: int | None, words: str) -> None:
+    assert _words(code).endswith(words)
 
 
 EXAMPLES: list[ExtractError] = [
