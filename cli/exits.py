@@ -108,7 +108,7 @@ def outcome_of_error(exc: BaseException) -> Outcome | None:
         return Outcome(Exit.CONFIG_INVALID, error=str(exc))
     if isinstance(exc, StoreError) and not isinstance(exc, _NOT_THE_STORE):
         return Outcome(Exit.STORE_INVALID, error=str(exc))
-    if "SourceLostError" in kinds:
+    if kinds & {"SourceLostError", "ProcessLostError"}:
         return Outcome(Exit.FAILED, error=str(exc), transient=True)
     if "RemovalRefusedError" in kinds:
         facts = {name: getattr(exc, name) for name in ("gone", "total", "limit")}

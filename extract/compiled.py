@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +46,10 @@ Forward = Callable[[Tensor], tuple[Tensor, ...]]
 MOST_BYTES = 2 << 30
 """Bytes of compiled networks that are kept; those not used for longest go first."""
 
+_MAKING = "making-"
+"""begins the names of the folders in which networks are being compiled"""
+_ABANDONED = 86_400.0
+"""seconds after which nobody is at work in one"""
 LEAST_GAIN = 0.2
 """Share of the time that compiled code is expected to save."""
 _DEAREST = 20.0
@@ -168,7 +173,7 @@ def _make(path: Path, body: nn.Module, example: Tensor, precision: str, at_once:
     """Compile, hold against ``body``, measure, and only then keep."""
     require_compiler()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=_MAKING, dir=path.parent) as folder:
         library = Path(folder) / "network.so"
         with _without_chatter():
             _compile(library, body, example)
@@ -232,7 +237,7 @@ def _without_chatter() -> Iterator[None]:
 
 
 def _trim(folder: Path) -> None:
-    """Delete what was not used for longest, beyond the bytes that are kept."""
+    """Delete what was not used for longest, beyond the bytes that are kept, and what a killed process left."""
     found = []
     for path in folder.glob("*.so"):
         with contextlib.suppress(FileNotFoundError):  # another process trims, too
@@ -242,6 +247,10 @@ def _trim(folder: Path) -> None:
         total += size
         if total > MOST_BYTES:
             _delete(path)
+    for left in folder.glob(f"{_MAKING}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _delete(path: Path) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "NumericsMovedError",
     "PairError",
     "PreprocessError",
+    "ProcessLostError",
     "RemovalRefusedError",
     "SourceLostError",
     "TraceError",
@@ -74,6 +75,10 @@ class UntraceableError(TraceError):
 
 class DeviceError(ExtractError, RuntimeError):
     """The device is not there or cannot compute in the precision asked for."""
+
+
+class ProcessLostError(DeviceError):
+    """A process with a device of its own ended before its time, without a word."""
 
 
 class CompileError(ExtractError, RuntimeError):

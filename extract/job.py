@@ -22,7 +22,7 @@ from .backbone import load_backbone
 from .canaries import guard_numerics
 from .decoding import MAX_PIXELS
 from .devices import choose_devices, default_batch_size
-from .errors import DeviceError, SourceLostError
+from .errors import ProcessLostError, SourceLostError
 from .events import Listener, Teller
 from .layers import columns_for, resolve_layers
 from .loaders import decoder_words, require_decoder
@@ -156,6 +156,8 @@ def extract_images(
         When the canaries of the set give other features than they did.
     SourceLostError
         When file after file cannot be read because the source has gone; what was computed until then is kept.
+    ProcessLostError
+        When the process of one of several devices is killed or crashes; what was computed until then is kept.
     StoreError
         When the source cannot be seen as a whole or holds no images, or the store is locked or damaged.
     ValueError
@@ -267,7 +269,7 @@ def _run(
             for group in plan.groups:
                 strays += forward_images(writer, group.images, group.columns, task, tally)
             forward_images(writer, strays, task.columns, task, tally)
-        except (SourceLostError, DeviceError):
+        except (SourceLostError, ProcessLostError):
             writer.commit()
             raise
         if task.prune == "tombstone":

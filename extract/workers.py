@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from icecore.store import Column, SourceImage, Writer
 
-from .errors import DeviceError
+from .errors import ProcessLostError
 from .line import Features
 from .pipeline import Batch
 from .work import State, Work
@@ -98,8 +98,10 @@ class Workers:
         ------
         SourceLostError
             As ``read_batches``.
-        DeviceError
+        ProcessLostError
             When a process ends before its time.
+        ExtractError, StoreError
+            What else a process fails with, DeviceError for an error that is neither.
         """
         lists = _lists(images)
         first = next(lists, None)
@@ -119,16 +121,17 @@ class Workers:
                         worker.state = state
                         yield batch, features
                     case Ended(state):
-                        worker.state = state
+                        worker.state, worker.has_ended = state, True
                         del working[worker.outbox]
                     case Failure(error, trace):
                         error.add_note(f"in the process of {worker.device}:\n{trace}")
                         raise error
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes; those that have done their work leave by themselves, and tidy up what libraries began."""
         for worker in self._workers:
-            worker.process.terminate()
+            if not worker.has_ended:
+                worker.process.terminate()
         for worker in self._workers:
             worker.close()
 
@@ -137,16 +140,17 @@ class Workers:
         torch.cuda.empty_cache()  # what this process has kept of the first device, the process of that device needs
         count = len(self._devices)
         threads, cores = self._work.threads, torch.get_num_threads()
-        for number, device in enumerate(self._devices):
-            share = max(1, _share(threads, number, count)) if threads else 0
-            order = Order(
-                work=_only_work(self._work, device=device, threads=share),
-                columns=self._columns,
-                images=-(-self._images // count),
-                cores=max(1, _share(cores, number, count)),
-                **self._store,  # type: ignore[arg-type]
-            )
-            self._workers.append(_Worker.begin(device, pickle.dumps(order)))
+        with _without_interrupts():  # so that each process that was begun is among those that are closed
+            for number, device in enumerate(self._devices):
+                share = max(1, _share(threads, number, count)) if threads else 0
+                order = Order(
+                    work=_only_work(self._work, device=device, threads=share),
+                    columns=self._columns,
+                    images=-(-self._images // count),
+                    cores=max(1, _share(cores, number, count)),
+                    **self._store,  # type: ignore[arg-type]
+                )
+                self._workers.append(_Worker.begin(device, pickle.dumps(order)))
 
 
 @dataclass
@@ -160,6 +164,8 @@ class _Worker:
     state: State = field(default_factory=State)
     pending: list[SourceImage] | None = None
     """images that it gets first"""
+    has_ended: bool = False
+    """it has given back every image"""
 
     @classmethod
     def begin(cls, device: str, order: bytes) -> _Worker:
@@ -169,8 +175,7 @@ class _Worker:
         process = context.Process(
             target=run_worker, args=(order, its_inbox, its_outbox), name=f"icecore-{device}", daemon=True
         )
-        with _without_interrupts():
-            process.start()
+        process.start()
         its_inbox.close()  # so that each side sees when the other is gone
         its_outbox.close()
         return cls(device, process, inbox, outbox)
@@ -194,10 +199,10 @@ class _Worker:
         self.inbox.close()
         self.outbox.close()
 
-    def _gone(self) -> DeviceError:
+    def _gone(self) -> ProcessLostError:
         self.process.join(_PATIENCE)
         code = self.process.exitcode
-        return DeviceError(
+        return ProcessLostError(
             f"the process of {self.device} ended before its time ({_words(code)}); what was finished is kept, so run "
             f"again; a script that asks for several devices needs `if __name__ == '__main__':` around its calls"
         )

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from icecore.cli.exits import MEANING, RETRYABLE, Exit
+from icecore.cli.exits import MEANING, RETRYABLE, Exit, outcome_of_error
+from icecore.extract import DeviceError, ProcessLostError
 
 Icecore = Callable[..., Any]
 Situation = Callable[[Any], list[object]]
@@ -139,6 +140,15 @@ def test_only_what_may_end_otherwise_by_itself_is_retryable() -> None:
     """7 and 130 are made for real above and in test_processes; 6 belongs to retraining."""
     assert {Exit.LOCKED, Exit.INTERRUPTED} == RETRYABLE
     assert set(MEANING) == set(Exit)
+
+
+@pytest.mark.parametrize(("error", "retryable"), [(ProcessLostError("killed"), True), (DeviceError("absent"), False)])
+def test_a_process_that_was_lost_may_be_retried_and_a_device_that_is_not_there_not(
+    error: DeviceError, retryable: bool
+) -> None:
+    outcome = outcome_of_error(error)
+    assert outcome is not None
+    assert (outcome.code, outcome.transient) == (Exit.FAILED, retryable)
 
 
 def test_a_result_file_that_cannot_be_written_makes_a_failure_of_the_run(icecore: Icecore, trained: Any) -> None:

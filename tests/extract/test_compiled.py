@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +182,15 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(room, "MOST_BYTES", 250)
     room._trim(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.json", "new.so", "older.json", "older.so"]
+
+
+def test_what_a_killed_process_left_is_deleted_after_a_day(tmp_path: Path) -> None:
+    for name, age in (("making-now", 60), ("making-then", 90_000), ("else", 90_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "network.so").write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    room._trim(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["else", "making-now"]
 
 
 def test_the_code_takes_the_batch_that_it_was_made_for_only(make: Callable[..., Trunk]) -> None:

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from icecore.extract import ExtractReport, Preprocess, errors, load_backbone, nvjpeg
+from icecore.extract import ExtractReport, Preprocess, ProcessLostError, errors, load_backbone, nvjpeg
 from icecore.extract.devices import choose_devices
 from icecore.extract.errors import DeviceError, ExtractError, ImageError, NumericsMovedError, SourceLostError
 from icecore.extract.precision import Precision
 from icecore.extract.worker import Asked, Failure, _listen, _Recent
-from icecore.extract.workers import Workers, _words, _Worker
+from icecore.extract.workers import Workers, _without_interrupts, _words, _Worker
 from icecore.store import ContractMismatchError, SourceImage, verify_store
 from PIL import Image
 
@@ -35,12 +35,21 @@ SMALL = Preprocess(resize=32, crop=32)
 
 
 def test_two_processes_give_the_rows_of_one_device(
-    extract: Extract, matrix: Matrix, photos: Path, noise: Callable[..., Image.Image], tmp_path: Path
+    extract: Extract,
+    matrix: Matrix,
+    photos: Path,
+    noise: Callable[..., Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for n in range(80):
         noise(33, 33, seed=100 + n).save(photos / f"{n:02}.png")
     (photos / "07.png").write_bytes(b"bad")
+    codes: list[int | None] = []
+    close = _Worker.close
+    monkeypatch.setattr(_Worker, "close", lambda worker: [close(worker), codes.append(worker.process.exitcode)])
     many = extract(device=TWO)
+    assert codes == [0, 0]  # not killed while they tidied up
     ids, X = matrix()
     assert (many.device, many.engine, many.source["device"]) == ("cpu, cpu", "eager", "cpu, cpu")
     assert [failure.id for failure in many.failures] == ["07.png"]
@@ -80,7 +89,7 @@ def test_a_process_that_is_killed_ends_the_run_and_the_next_one_goes_on(
             if done > 40:
                 child.kill()
 
-    with pytest.raises(DeviceError, match=r"process of cpu ended before its time \(killed by signal 9"):
+    with pytest.raises(ProcessLostError, match=r"process of cpu ended before its time \(killed by signal 9"):
         extract(device=TWO, progress=kill_one)
     assert not multiprocessing.active_children()
     report = extract()
@@ -260,7 +269,7 @@ def test_a_process_that_is_killed_in_the_middle_of_a_message_is_told_as_such(mon
     given = Given()
     os.write(given.its_outbox.fileno(), (1000).to_bytes(4, "big") + b"half")
     given.its_outbox.close()
-    with pytest.raises(DeviceError, match=r"process of cpu ended before its time \(exit code 0\)"):
+    with pytest.raises(ProcessLostError, match=r"process of cpu ended before its time \(exit code 0\)"):
         list(workers(given, monkeypatch).through([an_image()]))
     given.worker.close()
 
@@ -280,7 +289,8 @@ def test_a_process_ends_when_the_run_is_killed_before_or_within_a_message(
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks at /proc")
 def test_an_interrupt_does_not_reach_a_process_that_is_beginning() -> None:
-    worker = _Worker.begin("cpu", b"")
+    with _without_interrupts():
+        worker = _Worker.begin("cpu", b"")
     blocked = re.search(r"^SigBlk:\s*(\w+)$", Path(f"/proc/{worker.process.pid}/status").read_text(), re.M)
     worker.process.kill()
     worker.close()
