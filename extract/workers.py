@@ -201,11 +201,9 @@ class _Worker:
 
     def _gone(self) -> ProcessLostError:
         self.process.join(_PATIENCE)
-        code = self.process.exitcode
-        return ProcessLostError(
-            f"the process of {self.device} ended before its time ({_words(code)}); what was finished is kept, so run "
-            f"again; a script that asks for several devices needs `if __name__ == '__main__':` around its calls"
-        )
+        how = _words(self.process.exitcode)
+        told = f"the process of {self.device} ended before its time ({how})"
+        return ProcessLostError(f"{told}; what was finished is kept, so run again")
 
 
 def _lists(images: Iterable[SourceImage]) -> Iterator[list[SourceImage]]:
@@ -241,5 +239,7 @@ def _without_interrupts() -> Iterator[None]:
 def _words(code: int | None) -> str:
     if code is None:
         return "it does not answer"
-    why = ": was there too little memory?" if code == -_KILL else ""
-    return f"killed by signal {-code}{why}" if code < 0 else f"exit code {code}"
+    if code < 0:
+        return f"killed by signal {-code}" + (": was there too little memory?" if code == -_KILL else "")
+    script = "a script that asks for several devices needs `if __name__ == '__main__':` around its calls"
+    return f"exit code {code}; {script}"
