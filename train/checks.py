@@ -137,7 +137,7 @@ def run_checks(
     counts = np.bincount(y[train], minlength=len(classes))
     return Checks(
         copies=find_copies(X, y, train, ids),
-        suspects=find_suspects(out_of_fold, y[train], [ids[i] for i in np.flatnonzero(train)], classes),
+        suspects=find_suspects(out_of_fold, y[train], [ids[i] for i in np.flatnonzero(train).tolist()], classes),
         constant=int((X[train].max(0) == X[train].min(0)).sum()),
         features=X.shape[1],
         small=tuple((classes[i], int(n)) for i, n in enumerate(counts) if n < _ROWS_A_FOLD * folds),
