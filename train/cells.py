@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from icecore.store import Column, FeatureStore
+from icecore.store import Column, FeatureSet, FeatureStore
+from numpy.typing import NDArray
 
+from .checks import Checks, run_checks
 from .data import Dataset, Provenance, pin, read_dataset, read_provenance, read_rows
 from .errors import first_few
 from .folds import Fold, make_folds
@@ -75,6 +77,8 @@ class Trained:
     """what the model takes"""
     predictions: Predictions
     """its probabilities of the held-out rows"""
+    out_of_fold: NDArray[np.float64]
+    """(m, k) probabilities of the training rows, each from a model that never saw its fold"""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class Run:
     """the rows that all cells share"""
     provenance: Provenance
     """the version that all cells read"""
+    checks: Checks
+    """what is wrong with the data, as far as the winner's features tell"""
     notes: tuple[str, ...]
     """what a reader should know of the data"""
 
@@ -129,7 +135,9 @@ def train_cells(
             kept = sorted([*kept, trained], key=lambda item: _rank(item.cell, plan.metric))
             kept = kept if keep_all else kept[:2]
     cells.sort(key=lambda cell: _rank(cell, plan.metric))
-    return Run(tuple(cells), tuple(kept), rows, read_provenance(feature_set), tuple(notes))
+    checks = _checks(feature_set, kept[0], rows, plan)
+    notes |= dict.fromkeys(checks.notes())
+    return Run(tuple(cells), tuple(kept), rows, read_provenance(feature_set), checks, tuple(notes))
 
 
 def _train_cell(data: Dataset, spec: ModelSpec, folds: Sequence[Fold], plan: CellPlan) -> Trained:
@@ -151,7 +159,19 @@ def _train_cell(data: Dataset, spec: ModelSpec, folds: Sequence[Fold], plan: Cel
         seconds=time.perf_counter() - start,
         notes=tuple(dict.fromkeys((*search.notes, *fitted.notes))),
     )
-    return Trained(cell, fitted, data.columns, Predictions(data.rows.held_out_ids, y_held_out, proba))
+    predictions = Predictions(data.rows.held_out_ids, y_held_out, proba)
+    return Trained(cell, fitted, data.columns, predictions, search.proba(spec, fitted))
+
+
+def _checks(feature_set: FeatureSet, winner: Trained, rows: LabelledRows, plan: CellPlan) -> Checks:
+    data = read_dataset(feature_set, [column.name for column in winner.columns], rows)
+    return run_checks(
+        *(data.X, rows.y, rows.train),
+        ids=rows.ids,
+        classes=rows.classes,
+        folds=plan.folds,
+        out_of_fold=winner.out_of_fold,
+    )
 
 
 def _rank(cell: Cell, metric: Metric) -> tuple[float, int, int, str]:

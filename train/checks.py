@@ -27,6 +27,8 @@ among 300, squeezenet1_1 and mobilenet_v2, last layers: unrelated neighbours rea
 copies at JPEG quality 50, three quarters of the size, cropped by 5 %, or mirrored, 0.87 to 0.96 (medians)."""
 _SAMPLE = 2_000
 """Training rows from which it is learnt how near unrelated neighbours come."""
+_LEAST_FEATURES = 32
+"""With fewer features unrelated images come as near as copies do: only equal ones are told then."""
 _BLOCK = 1_024
 _ROWS_A_FOLD = 2
 
@@ -218,6 +220,8 @@ _BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 def _limit(training: Floats) -> float:
     """Give the cosine from which a neighbour is taken for a copy."""
+    if training.shape[1] < _LEAST_FEATURES:
+        return 1 - 1e-5
     step = max(1, len(training) // _SAMPLE)
     rows = np.arange(0, len(training), step)
     _, cosine = _nearest(training[rows], training, own=rows)

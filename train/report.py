@@ -32,6 +32,8 @@ __all__ = ["Mistake", "render_report", "require_extra", "worst_mistakes"]
 
 MOST_MISTAKES = 24
 """Mistakes shown, the surest ones."""
+MOST_DOUBTS = 12
+"""Copies, and doubtful labels, shown."""
 _HEADLINES = {"macro_f1": "Macro F1", "roc_auc": "ROC AUC", "log_loss": "Log loss (lower is better)"}
 _LIBRARIES = {"jinja2": "jinja2", "matplotlib": "matplotlib", "PIL": "Pillow"}
 
@@ -91,6 +93,11 @@ def render_report(result: TrainResult, *, store: Path, bundle: Path, images: Pat
         result=result,
         winner=winner,
         headlines=_headlines(result),
+        copies=[
+            (copy, _thumbnail(images, copy.held_out), _thumbnail(images, copy.training))
+            for copy in result.checks.copies[:MOST_DOUBTS]
+        ],
+        suspects=[(suspect, _thumbnail(images, suspect.id)) for suspect in result.checks.suspects[:MOST_DOUBTS]],
         models=MODELS,
         lower_is_better=sign_of(result.metric) < 0,
         rows=rows_to_json(result.rows),

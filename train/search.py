@@ -50,6 +50,13 @@ class Search:
     found: OutOfFold
     """out-of-fold scores of the chosen setting alone, (1, n, k)"""
 
+    def proba(self, spec: ModelSpec, fitted: Fitted) -> NDArray[np.float64]:
+        """Give the probabilities, (n, k), that training rows get from models that never saw their fold."""
+        scores = self.found.scores[0]
+        if not spec.has_probabilities:
+            return scaled_softmax(_as_calibrated(scores), fitted.model.inverse_temperature)
+        return scaled_softmax(_logits(scores), 1.0)
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -164,13 +171,18 @@ def _fold_scores(
         called = scores.argmax(axis=1) if scores.shape[1] > 1 else (scores[:, 0] > 0).astype(np.int64)
         return np.array([metric_score(metric, y[test], called[test], None) for _, test in folds])
     if spec.has_probabilities:
-        logits = np.column_stack((np.zeros_like(scores), scores)) if scores.shape[1] == 1 else scores
-        probas = [scaled_softmax(logits[test].astype(np.float64), 1.0) for _, test in folds]
+        logits = _logits(scores)
+        probas = [scaled_softmax(logits[test], 1.0) for _, test in folds]
     else:
         margins = _as_calibrated(scores)
         betas = [fit_temperature(margins[train], y[train]) for train, _ in folds]
         probas = [scaled_softmax(margins[test], beta) for (_, test), beta in zip(folds, betas, strict=True)]
     return np.array([metric_score(metric, y[test], None, p) for (_, test), p in zip(folds, probas, strict=True)])
+
+
+def _logits(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Give one logit a class, (n, k), of the scores of a model with probabilities."""
+    return (np.column_stack((np.zeros_like(scores), scores)) if scores.shape[1] == 1 else scores).astype(np.float64)
 
 
 def _as_calibrated(scores: NDArray[np.float32]) -> NDArray[np.float64]:
