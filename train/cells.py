@@ -14,9 +14,9 @@ import numpy as np
 from icecore.store import Column, FeatureSet, FeatureStore
 from numpy.typing import NDArray
 
-from .checks import Checks, run_checks
 from .data import Dataset, Provenance, pin, read_dataset, read_provenance, read_rows
 from .errors import first_few
+from .evidence import Evidence, gather_evidence
 from .folds import Fold, make_folds
 from .labels import LabelSource
 from .metrics import Metric, evaluate, rank_of
@@ -93,8 +93,8 @@ class Run:
     """the rows that all cells share"""
     provenance: Provenance
     """the version that all cells read"""
-    checks: Checks
-    """what is wrong with the data, as far as the winner's features tell"""
+    evidence: Evidence
+    """what stands beside the winner's scores"""
     notes: tuple[str, ...]
     """what a reader should know of the data"""
 
@@ -135,9 +135,9 @@ def train_cells(
             kept = sorted([*kept, trained], key=lambda item: _rank(item.cell, plan.metric))
             kept = kept if keep_all else kept[:2]
     cells.sort(key=lambda cell: _rank(cell, plan.metric))
-    checks = _checks(feature_set, kept[0], rows, plan)
-    notes |= dict.fromkeys(checks.notes())
-    return Run(tuple(cells), tuple(kept), rows, read_provenance(feature_set), checks, tuple(notes))
+    evidence = _evidence(feature_set, kept[0], rows, folds, plan)
+    notes |= dict.fromkeys(evidence.checks.notes())
+    return Run(tuple(cells), tuple(kept), rows, read_provenance(feature_set), evidence, tuple(notes))
 
 
 def _train_cell(data: Dataset, spec: ModelSpec, folds: Sequence[Fold], plan: CellPlan) -> Trained:
@@ -163,13 +163,17 @@ def _train_cell(data: Dataset, spec: ModelSpec, folds: Sequence[Fold], plan: Cel
     return Trained(cell, fitted, data.columns, predictions, search.proba(spec, fitted))
 
 
-def _checks(feature_set: FeatureSet, winner: Trained, rows: LabelledRows, plan: CellPlan) -> Checks:
+def _evidence(
+    feature_set: FeatureSet, winner: Trained, rows: LabelledRows, folds: Sequence[Fold], plan: CellPlan
+) -> Evidence:
     data = read_dataset(feature_set, [column.name for column in winner.columns], rows)
-    return run_checks(
-        *(data.X, rows.y, rows.train),
-        ids=rows.ids,
-        classes=rows.classes,
-        folds=plan.folds,
+    return gather_evidence(
+        data,
+        MODELS[winner.cell.model],
+        value=winner.cell.best.value,
+        folds=folds,
+        metric=plan.metric,
+        options=plan.options,
         out_of_fold=winner.out_of_fold,
     )
 

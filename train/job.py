@@ -152,7 +152,7 @@ def train_models(
         predictions=run.kept[0].predictions,
         intervals=tuple(_intervals(item, run.rows, seed) for item in saved),
         runner_up=_runner_up(run.kept, run.rows, seed),
-        checks=run.checks,
+        evidence=run.evidence,
         notes=run.notes,
         bundles=(),
         report=None,

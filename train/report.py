@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .card import library_versions
+from .curve_plots import plot_calibration, plot_learning, plot_map, plot_precision_recall, plot_roc
+from .curves import calibration_of, confused_pairs
 from .errors import MissingExtraError
 from .metrics import sign_of
 from .models import MODELS
-from .plots import plot_cells, plot_confusion, printable
+from .plots import plot_cells, plot_confusion
 from .resampling import HEADLINES, Gap, Interval
 from .result import TrainResult, rows_to_json
+from .svg import printable
 from .thumbnails import Thumbnail, make_thumbnail
 
 if TYPE_CHECKING:
@@ -95,9 +98,11 @@ def render_report(result: TrainResult, *, store: Path, bundle: Path, images: Pat
         headlines=_headlines(result),
         copies=[
             (copy, _thumbnail(images, copy.held_out), _thumbnail(images, copy.training))
-            for copy in result.checks.copies[:MOST_DOUBTS]
+            for copy in result.evidence.checks.copies[:MOST_DOUBTS]
         ],
-        suspects=[(suspect, _thumbnail(images, suspect.id)) for suspect in result.checks.suspects[:MOST_DOUBTS]],
+        suspects=[
+            (suspect, _thumbnail(images, suspect.id)) for suspect in result.evidence.checks.suspects[:MOST_DOUBTS]
+        ],
         models=MODELS,
         lower_is_better=sign_of(result.metric) < 0,
         rows=rows_to_json(result.rows),
@@ -105,6 +110,9 @@ def render_report(result: TrainResult, *, store: Path, bundle: Path, images: Pat
         n_mistakes=len(mistakes),
         with_images=images is not None,
         cells_plot=plot_cells(result.cells, result.metric, float(getattr(result.baseline, result.metric))),
+        figures=_figures(result),
+        confused=confused_pairs(winner.evaluation.confusion, result.rows.classes)[:MOST_DOUBTS],
+        calibration_error=calibration_of(result.predictions.y, result.predictions.proba).error,
         confusion_plot=plot_confusion(winner.evaluation.confusion, result.rows.classes),
         contract=json.dumps(result.provenance.contract.to_json(), indent=2),
         source=json.dumps(result.provenance.source, indent=2, default=str),
@@ -122,6 +130,22 @@ def _headlines(result: TrainResult) -> list[tuple[str, float | None, Interval | 
     gaps = {} if result.runner_up is None else result.runner_up.comparison.gaps
     scores, intervals = result.winner.evaluation, result.intervals[0]
     return [(name, getattr(scores, name), intervals[name], gaps.get(name)) for name in HEADLINES]
+
+
+def _figures(result: TrainResult) -> dict[str, str]:
+    """Draw what stands beside the scores; a figure that has nothing to show is left out."""
+    y, proba, classes = result.predictions.y, result.predictions.proba.astype(np.float64), result.rows.classes
+    figures = {
+        "roc": plot_roc(y, proba, classes),
+        "precision_recall": plot_precision_recall(y, proba, classes),
+        "calibration": plot_calibration(calibration_of(y, proba)),
+        "learning": plot_learning(result.evidence.learning, result.metric),
+    }
+    if result.evidence.map is not None:
+        wrong = np.zeros(len(result.rows.ids), dtype=bool)
+        wrong[np.flatnonzero(~result.rows.train)] = proba.argmax(1) != y
+        figures["map"] = plot_map(result.evidence.map, result.rows.y, result.rows.train, wrong, classes)
+    return figures
 
 
 def worst_mistakes(result: TrainResult) -> tuple[Mistake, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import Checks
 from .data import Provenance
+from .evidence import Evidence
 from .metrics import Evaluation, Metric
 from .models import ClassWeight
 from .resampling import Comparison, Interval
@@ -127,8 +127,8 @@ class TrainResult:
     """95 % bootstrap intervals of the held-out scores of each saved cell, in the order of ``bundles``"""
     runner_up: RunnerUp | None
     """how the next best cell compares with the winner; None where there is one cell"""
-    checks: Checks
-    """copies across the split, doubtful labels, dead features, tiny classes"""
+    evidence: Evidence
+    """the state of the data, the learning curve, and a map of the winner's features"""
     notes: tuple[str, ...]
     """what a reader should know of the data"""
     bundles: tuple[Path, ...]
@@ -158,7 +158,7 @@ class TrainResult:
             "set": self.provenance.set_name,
             "generation": self.provenance.generation,
             "version": self.provenance.version,
-            "checks": self.checks.to_json(),
+            **self.evidence.to_json(),
             "notes": list(self.notes),
             "bundles": [str(path) for path in self.bundles],
             "report": None if self.report is None else str(self.report),

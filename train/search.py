@@ -22,7 +22,7 @@ from .out_of_fold import OutOfFold, fit_pipeline, score_folds
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-__all__ = ["Fitted", "GridPoint", "Search", "fit_model", "search_setting"]
+__all__ = ["Fitted", "GridPoint", "Search", "fit_model", "score_by_fold", "search_setting"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def search_setting(
     """
     values = tuple(spec.kind(value) for value in grid or spec.grid)
     found = score_folds(spec, X, y, values=values, folds=folds, options=options)
-    table = [_fold_scores(spec, scores, y, folds, metric) for scores in found.scores]
+    table = [score_by_fold(spec, scores, y, folds, metric) for scores in found.scores]
     points = tuple(
         GridPoint(value, float(sign_of(metric) * row.mean()), float(row.std()))
         for value, row in zip(values, table, strict=True)
@@ -160,7 +160,7 @@ def fit_model(
     return Fitted(pipeline[:-1], model, tuple(dict.fromkeys(notes)))
 
 
-def _fold_scores(
+def score_by_fold(
     spec: ModelSpec, scores: NDArray[np.float32], y: NDArray[np.int64], folds: Sequence[Fold], metric: Metric
 ) -> NDArray[np.float64]:
     """Score one value on each fold, (folds,), larger is better.

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from icecore.train import CsvLabels, ReportError, TrainResult, load_bundle, train_models
-from icecore.train.plots import printable
 from icecore.train.report import render_report, worst_mistakes
+from icecore.train.svg import printable
 from icecore.train.thumbnails import Thumbnail, make_thumbnail
 from PIL import Image
 
@@ -105,10 +105,10 @@ def test_a_leaderboard_breaks_between_the_names_of_layers_only(result: TrainResu
     assert '<span class="whole">poor:avg +</span> <span class="whole">good:avg</span></td>' in result.report.read_text()
 
 
-def test_the_page_has_both_figures_and_no_clashing_ids(result: TrainResult) -> None:
+def test_the_page_has_every_figure_and_no_clashing_ids(result: TrainResult) -> None:
     assert result.report is not None
     html = result.report.read_text()
-    assert page_of(result).tags.count("svg") == 2
+    assert page_of(result).tags.count("svg") == 7
     assert "#010203" not in html
     assert 'id="m' in html
     marks = re.findall(r' id="(m[0-9a-f]+|C[0-9a-f_]+|p[0-9a-f]+)"', html)
@@ -161,7 +161,7 @@ def test_many_classes_and_a_loss_still_draw(lab: Any) -> None:
         lab.store(ids, layer=lab.features(ids, 5, signal=2)), "photos", layers=["layer"],
         models=["logistic_regression"], folds=2, metric="log_loss", grids={"logistic_regression": [0.1]},
     )  # fmt: skip
-    assert page_of(found).tags.count("svg") == 2
+    assert page_of(found).tags.count("svg") == 7
 
 
 def test_a_perfect_winner_has_no_mistakes_to_show(lab: Any) -> None:
