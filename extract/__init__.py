@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .preprocess import Preprocess
     from .pretraining import pretrain
     from .report import ExtractReport, FailedImage
+    from .transformer import FrozenBackbone
     from .watching import Watch
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "ExtractError",
     "ExtractReport",
     "FailedImage",
+    "FrozenBackbone",
     "ImageError",
     "LayerInfo",
     "NumericsMovedError",
@@ -95,6 +97,7 @@ _TORCHLESS = {
 _WITH_TORCH = {
     "Backbone": "backbone",
     "Comparison": "comparing",
+    "FrozenBackbone": "transformer",
     "LayerInfo": "layers",
     "backbone_for": "backbone",
     "choose_device": "devices",

@@ -26,8 +26,9 @@ FORBIDDEN_LIBRARIES = {
     "extract": {"sklearn", "xgboost", "skops", "pydantic", "click"},
     "train": {"torch", "torchvision", "pydantic", "click"},
 }
-EXCEPTIONS = {("store/torch_dataset.py", "torch")}
-"""The torch dataset of features is imported by its own name only, so that ``import icecore.store`` needs no torch."""
+EXCEPTIONS = {("store/torch_dataset.py", "torch"), ("extract/transformer.py", "sklearn")}
+"""The torch dataset of features, and the backbone as a step of a pipeline, are imported by their own names only, so
+that ``import icecore.store`` needs no torch and extraction no scikit-learn."""
 
 
 def imports(path: Path) -> Iterator[str]:
