@@ -2,7 +2,9 @@
 
 On a CPU both share the cores, so that the time of the whole is at least the sum of theirs. All three are measured in
 turn, in one process, on the same photos: decoding alone (files read, hashed, decoded, in batches), forwarding alone
-(the same number of batches from memory), and the whole job from the plan to the last commit. Medians are told.
+(the same number of batches from memory), and the whole job from the plan to the last commit: a second of it, in which
+canaries are forwarded and what was compiled is loaded, does not depend on the number of images. Medians are told. There
+are 1,396 photos at hand; more are the same with other bytes behind their end.
 
 Goals: the job, in the best precision of the machine and in fp32, reaches at least 0.95 of the limit. With 1 % of the
 files unreadable it takes no more than 1.05 times as long for each image as without.
@@ -64,13 +66,17 @@ def _link_photos(data: Path, work: Path, count: int) -> tuple[Path, Path]:
     sound, spoilt = work / "sound", work / "spoilt"
     sound.mkdir()
     spoilt.mkdir()
-    for number, photo in enumerate(sorted(data.rglob("*.jpg"))[:count]):
-        name = f"{number:05}.jpg"
-        (sound / name).symlink_to(photo)
+    every = sorted(data.rglob("*.jpg"))
+    for number in range(count):
+        name, photo = f"{number:05}.jpg", every[number % len(every)]
+        if number < len(every):
+            (sound / name).symlink_to(photo)
+        else:  # the same pixels under another hash: what follows the end of a JPEG file is not looked at
+            (sound / name).write_bytes(photo.read_bytes() + f"{number}".encode())
         if number % EVERY == EVERY - 1:
-            (spoilt / name).write_bytes(photo.read_bytes()[:500])
+            (spoilt / name).write_bytes(photo.read_bytes()[:500] + f"{number}".encode())
         else:
-            (spoilt / name).symlink_to(photo)
+            (spoilt / name).symlink_to(sound / name)
     return sound, spoilt
 
 
