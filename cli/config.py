@@ -71,7 +71,8 @@ Device = Annotated[str | tuple[str, ...], BeforeValidator(_device)]
 PoolingName = Annotated[str, BeforeValidator(_pooling)]
 Joined = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
-Grid = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+Values = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+Grid = Values | Annotated[dict[str, Values], Field(strict=False, min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -214,7 +215,7 @@ class Train(_Section):
     class_weight: Literal["none", "balanced"] = "none"
     """balanced weighs classes alike, none rows"""
     grids: dict[ModelName, Grid] = Field({}, strict=False)
-    """values of a model's main setting to try instead of its own grid, by model"""
+    """values of a model's main setting to try instead of its own grid, or of several settings by name, by model"""
     seed: int = Field(0, ge=0, lt=2**32)
     """seed of folds and models"""
     save: Literal["best", "all"] = "best"

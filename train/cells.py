@@ -24,6 +24,7 @@ from .models import MODELS, BuildOptions, ModelSpec
 from .result import Cell, Predictions
 from .rows import LabelledRows
 from .search import Fitted, fit_model, search_setting
+from .settings import Grid
 from .splits import SplitRule
 
 __all__ = ["CellPlan", "Progress", "Run", "Trained", "train_cells"]
@@ -55,7 +56,7 @@ class CellPlan:
 
     specs: tuple[ModelSpec, ...]
     """the models"""
-    grids: Mapping[str, Sequence[float]]
+    grids: Mapping[str, Grid]
     """grids to use instead of a model's own, by name"""
     folds: int
     """folds of the cross-validation"""
@@ -145,7 +146,7 @@ def _train_cell(data: Dataset, spec: ModelSpec, folds: Sequence[Fold], plan: Cel
     X, y = data.training()
     grid = plan.grids.get(spec.name)
     search = search_setting(spec, X, y, folds=folds, metric=plan.metric, options=plan.options, grid=grid)
-    fitted = fit_model(spec, X, y, value=search.best.value, folds=folds, options=plan.options, found=search.found)
+    fitted = fit_model(spec, X, y, value=search.best.point, folds=folds, options=plan.options, found=search.found)
     X_held_out, y_held_out = data.held_out()
     proba = fitted.predict_proba(X_held_out)
     cell = Cell(

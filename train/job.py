@@ -6,13 +6,11 @@ The winner is chosen by cross-validation on training rows; held-out rows only sc
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 from icecore.store import FeatureStore
 
 from .bundle_write import new_bundle_id, sweep_strays, write_bundle
@@ -21,10 +19,11 @@ from .cells import CellPlan, Progress, Trained, train_cells
 from .errors import ReportError, TrainError, UnknownModelError
 from .labels import LabelSource
 from .metrics import METRICS, Metric, majority_baseline
-from .models import MODELS, BuildOptions, ClassWeight, ModelSpec, model_spec
+from .models import MODELS, BuildOptions, ClassWeight, model_spec
 from .resampling import Interval, bootstrap_intervals, compare_models
 from .result import RunnerUp, TrainResult
 from .rows import LabelledRows
+from .settings import Grid, check_grid
 from .splits import SplitRule
 
 __all__ = ["REPORT", "train_models"]
@@ -46,7 +45,7 @@ def train_models(
     labels: LabelSource | None = None,
     split: SplitRule | None = None,
     version: int | str | None = None,
-    grids: Mapping[str, Sequence[float]] | None = None,
+    grids: Mapping[str, Grid] | None = None,
     class_weight: ClassWeight = None,
     folds: int = 5,
     seed: int = 0,
@@ -77,7 +76,8 @@ def train_models(
     version
         Version or tag of the set to learn from; the latest by default.
     grids
-        Values of a model's main setting to try instead of its own, the simplest first, by model.
+        Values of a model's main setting to try instead of its own, the simplest first, by model; or values of several
+        of its settings by name: ``{"rbf_svm": {"C": [1, 10], "gamma_scale": [0.5, 1]}}``.
     class_weight
         ``balanced`` weighs classes alike, None rows.
     folds
@@ -181,7 +181,7 @@ def _runner_up(kept: Sequence[Trained], rows: LabelledRows, seed: int) -> Runner
 
 def _make_plan(
     models: Sequence[str],
-    grids: Mapping[str, Sequence[float]] | None,
+    grids: Mapping[str, Grid] | None,
     class_weight: ClassWeight,
     folds: int,
     seed: int,
@@ -195,18 +195,9 @@ def _make_plan(
     if not specs:
         raise TrainError(f"models: name at least one of {', '.join(MODELS)}")
     for model, grid in (grids or {}).items():
-        _check_grid(model_spec(model), grid)
+        check_grid(model_spec(model), grid)
     options = BuildOptions(seed=seed, class_weight=class_weight)
     return CellPlan(specs, grids or {}, folds, metric, options)
-
-
-def _check_grid(spec: ModelSpec, grid: Sequence[Any]) -> None:
-    if not grid:
-        raise TrainError(f"grids: the grid of {spec.name!r} is empty; give values or leave it out")
-    what = "a whole number" if spec.kind is int else "a number"
-    for value in grid:
-        if not (isinstance(value, (int, float, np.number)) and 0 < value < math.inf and spec.kind(value) == value):
-            raise TrainError(f"grids: {spec.setting} of {spec.name!r} must be {what} above 0, found {value!r}")
 
 
 def _check_run(layers: Sequence[str | Sequence[str]], name: str, save: str) -> None:

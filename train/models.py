@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import UnknownModelError
+from .settings import Setting
 
 if TYPE_CHECKING:
     from .out_of_fold import Solver
@@ -52,6 +53,8 @@ class ModelSpec:
     """false for estimators that are weighted by row instead"""
     solver: Callable[[], Solver] | None = None
     """gives the module that searches and fits it; by default each fold and value is fitted plainly"""
+    also: tuple[Setting, ...] = ()
+    """settings searched beside the main one"""
 
 
 def model_spec(name: str) -> ModelSpec:
@@ -71,6 +74,12 @@ def _linear() -> Solver:
     from . import linear_search
 
     return linear_search
+
+
+def _kernel() -> Solver:
+    from . import kernel_search
+
+    return kernel_search
 
 
 def _logistic_regression(options: BuildOptions) -> Any:
@@ -162,6 +171,8 @@ _TABLE = (
         build=_rbf_svm,
         has_probabilities=False,
         takes_class_weight=True,
+        solver=_kernel,
+        also=(Setting("gamma_scale", float, (0.1, 0.3, 1.0), 1.0),),
     ),
     ModelSpec(
         name="xgboost",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .folds import Fold
 from .models import BuildOptions, ModelSpec
+from .settings import params_of
 from .solving import convergence_notes, folds_in_threads
 
 if TYPE_CHECKING:
@@ -52,14 +53,14 @@ class Solver(Protocol):
         X: Floats,
         y: NDArray[np.int64],
         *,
-        values: Sequence[float],
+        values: Sequence[Any],
         folds: Sequence[Fold],
         options: BuildOptions,
     ) -> OutOfFold:
         """As ``score_folds`` of this module."""
 
     def fit_pipeline(
-        self, spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: float, options: BuildOptions, start: Any
+        self, spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: Any, options: BuildOptions, start: Any
     ) -> tuple[Pipeline, tuple[str, ...]]:
         """As ``fit_pipeline`` of this module."""
 
@@ -69,7 +70,7 @@ def score_folds(
     X: Floats,
     y: NDArray[np.int64],
     *,
-    values: Sequence[float],
+    values: Sequence[Any],
     folds: Sequence[Fold],
     options: BuildOptions,
 ) -> OutOfFold:
@@ -84,7 +85,7 @@ def score_folds(
     y : (n,) int
         Their classes, 0 to k - 1; every fold trains on all of them.
     values
-        Values of the model's main setting.
+        Points of the model's grid; see ``settings``.
     folds
         Positions of the parts: each row is validated by exactly one fold.
     options
@@ -96,7 +97,7 @@ def score_folds(
 
 
 def fit_pipeline(
-    spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: float, options: BuildOptions, start: Any = None
+    spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: Any, options: BuildOptions, start: Any = None
 ) -> tuple[Pipeline, tuple[str, ...]]:
     """Fit scaler and model on all rows.
 
@@ -117,7 +118,7 @@ def plain_scores(
     X: Floats,
     y: NDArray[np.int64],
     *,
-    values: Sequence[float],
+    values: Sequence[Any],
     folds: Sequence[Fold],
     options: BuildOptions,
 ) -> OutOfFold:
@@ -137,7 +138,7 @@ def plain_scores(
 
 
 def plain_fit(
-    spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: float, options: BuildOptions
+    spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: Any, options: BuildOptions
 ) -> tuple[Pipeline, tuple[str, ...]]:
     """Fit as ``fit_pipeline`` does, by scikit-learn alone."""
     with convergence_notes() as notes, folds_in_threads():
@@ -145,11 +146,11 @@ def plain_fit(
     return fitted, tuple(notes)
 
 
-def _fit(spec: ModelSpec, X: Floats, y: NDArray[np.int64], value: float, options: BuildOptions) -> Pipeline:
+def _fit(spec: ModelSpec, X: Floats, y: NDArray[np.int64], value: Any, options: BuildOptions) -> Pipeline:
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = spec.build(options).set_params(**{spec.setting: spec.kind(value)})
+    model = spec.build(options).set_params(**params_of(spec, value))
     return Pipeline([("scale", StandardScaler()), ("model", model)]).fit(X, y, **_fit_params(spec, y, options))
 
 

@@ -42,3 +42,44 @@ class PairwiseSVC(SVC):  # type: ignore[misc]  # scikit-learn is untyped
         scores = self.decision_function(X)
         best = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
         return np.asarray(self.classes_[best])
+
+    def fill(
+        self,
+        A: NDArray[np.float32],
+        y: NDArray[np.int64],
+        order: NDArray[np.intp],
+        coef: NDArray[np.float32],
+        intercept: NDArray[np.float64],
+        iterations: NDArray[np.int32],
+        weights: NDArray[np.float64],
+    ) -> None:
+        """Take machines that were trained elsewhere, as if by ``fit``.
+
+        It is first fitted on one row a class, which leaves all that this version of scikit-learn wants to find.
+
+        Parameters
+        ----------
+        A : (m, D) float32
+            The rows, sorted by class.
+        y : (m,) int
+            Their classes, 0 to k - 1.
+        order : (m,) int
+            Their positions in the order in which ``fit`` would have seen them.
+        coef, intercept, iterations
+            Of the machines; see ``kernel_svm.Machines``.
+        weights : (k,) float
+            What C was multiplied by for each class.
+        """
+        k = len(weights)
+        others = np.array([[p for p in range(k) if p != c] for c in range(k)])  # (k, k - 1)
+        held = np.flatnonzero(coef.any(axis=1))
+        self.fit(A[np.searchsorted(y, np.arange(k))].astype(np.float64), np.arange(k))
+        self.class_weight_, self.shape_fit_ = weights, A.shape
+        self.support_ = order[held].astype(np.int32)
+        self.support_vectors_ = A[held].astype(np.float64)
+        self._n_support = np.bincount(y[held], minlength=k).astype(np.int32)
+        self._dual_coef_ = np.take_along_axis(coef[held], others[y[held]], axis=1).T.astype(np.float64, order="C")
+        self._intercept_ = intercept[np.triu_indices(k, 1)]
+        flip = -1 if k == 2 else 1  # scikit-learn shows two classes as positive for the second
+        self.dual_coef_, self.intercept_ = flip * self._dual_coef_, flip * self._intercept_
+        self._num_iter = self.n_iter_ = iterations

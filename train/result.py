@@ -51,8 +51,8 @@ class Cell:
 
     @property
     def params(self) -> dict[str, float]:
-        """The chosen setting by name."""
-        return {self.setting: self.best.value}
+        """The chosen settings by name."""
+        return {self.setting: self.best.value, **self.best.others}
 
     def to_json(self) -> dict[str, Any]:
         """Give the cell as plain JSON values."""
@@ -61,7 +61,7 @@ class Cell:
             "n_features": self.n_features,
             "model": self.model,
             "params": self.params,
-            "cv": {"mean": self.best.mean, "std": self.best.std, "grid": [vars(point) for point in self.grid]},
+            "cv": {"mean": self.best.mean, "std": self.best.std, "grid": [point.to_json() for point in self.grid]},
             "held_out": self.evaluation.to_json(),
             "seconds": round(self.seconds, 3),
             "notes": list(self.notes),

@@ -6,8 +6,8 @@ choose a setting are also those that calibrate its probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from .folds import Fold
 from .metrics import Metric, as_probabilities, metric_score, rank_of, sign_of
 from .models import BuildOptions, ModelSpec
 from .out_of_fold import OutOfFold, fit_pipeline, score_folds
+from .settings import Grid, Point, grid_points, params_of
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -35,6 +36,17 @@ class GridPoint:
     """mean score over the folds"""
     std: float
     """standard deviation over the folds"""
+    others: Mapping[str, float] = field(default_factory=dict)
+    """values of the settings that are searched beside the main one, by name"""
+
+    @property
+    def point(self) -> Point:
+        """What ``fit_model`` takes as its value."""
+        return (self.value, *self.others.values()) if self.others else self.value
+
+    def to_json(self) -> dict[str, float]:
+        """Give the point as plain JSON values, the other settings by name."""
+        return {"value": self.value, **self.others, "mean": self.mean, "std": self.std}
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ def search_setting(
     folds: Sequence[Fold],
     metric: Metric,
     options: BuildOptions,
-    grid: Sequence[float] | None = None,
+    grid: Grid | None = None,
 ) -> Search:
     """Choose the main setting of a model by cross-validation.
 
@@ -101,18 +113,19 @@ def search_setting(
     options
         Seed and class weight.
     grid
-        Values to try instead of the model's own, the simplest first.
+        Values of the main setting to try instead of the model's own, or of several settings by name; the simplest
+        first.
     """
-    values = tuple(spec.kind(value) for value in grid or spec.grid)
+    values = grid_points(spec, grid)
     found = score_folds(spec, X, y, values=values, folds=folds, options=options)
     table = [score_by_fold(spec, scores, y, folds, metric) for scores in found.scores]
     points = tuple(
-        GridPoint(value, float(sign_of(metric) * row.mean()), float(row.std()))
+        _grid_point(spec, value, float(sign_of(metric) * row.mean()), float(row.std()))
         for value, row in zip(values, table, strict=True)
     )
     ranks = [rank_of(metric, point.mean) for point in points]
     best = ranks.index(max(ranks))  # the first, so the simplest, on ties
-    notes = (*found.notes, *_edge_note(spec, points[best], values))
+    notes = (*found.notes, *_edge_notes(spec, points[best], points))
     return Search(points[best], points, notes, found.only(best))
 
 
@@ -121,7 +134,7 @@ def fit_model(
     X: NDArray[np.float32],
     y: NDArray[np.int64],
     *,
-    value: float,
+    value: Point,
     folds: Sequence[Fold],
     options: BuildOptions,
     found: OutOfFold | None = None,
@@ -140,7 +153,7 @@ def fit_model(
     y : (n,) int
         Their classes.
     value
-        Value of the model's main setting.
+        Value of the model's main setting, or one of each setting as ``GridPoint.point`` has them.
     folds
         Positions of the parts, for the calibration; see ``make_folds``.
     options
@@ -148,7 +161,6 @@ def fit_model(
     found
         Out-of-fold scores of the same value and folds, as ``Search`` keeps them; by default they are found anew.
     """
-    value = spec.kind(value)
     if found is None and not spec.has_probabilities:
         found = score_folds(spec, X, y, values=(value,), folds=folds, options=options)
     start = found.starts[0] if found and found.starts else None
@@ -190,7 +202,14 @@ def _as_calibrated(scores: NDArray[np.float32]) -> NDArray[np.float64]:
     return (scores[:, 0] if scores.shape[1] == 1 else scores).astype(np.float64)
 
 
-def _edge_note(spec: ModelSpec, best: GridPoint, values: Sequence[float]) -> tuple[str, ...]:
-    if len(values) < 3 or best.value not in (values[0], values[-1]):
-        return ()
-    return (f"{spec.setting}={best.value:g} is at the edge of the grid: a wider one may do better",)
+def _grid_point(spec: ModelSpec, value: Point, mean: float, std: float) -> GridPoint:
+    main, *others = params_of(spec, value).items()
+    return GridPoint(main[1], mean, std, dict(others))
+
+
+def _edge_notes(spec: ModelSpec, best: GridPoint, points: Sequence[GridPoint]) -> Iterator[str]:
+    tried = [{spec.setting: point.value, **point.others} for point in points]
+    for name, value in {spec.setting: best.value, **best.others}.items():
+        values = list(dict.fromkeys(point[name] for point in tried))
+        if len(values) >= 3 and value in (values[0], values[-1]):
+            yield f"{name}={value:g} is at the edge of the grid: a wider one may do better"
