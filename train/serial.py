@@ -39,6 +39,7 @@ TRUSTED_TYPES = frozenset(
         "numpy.int32",
         "numpy.int64",
         "numpy.ndarray",
+        "sklearn.decomposition._pca.PCA",
         "sklearn.linear_model._logistic.LogisticRegression",
         "sklearn.linear_model._ridge.RidgeClassifier",
         "sklearn.pipeline.Pipeline",

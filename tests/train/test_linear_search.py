@@ -212,7 +212,8 @@ def test_too_few_iterations_are_noted_with_their_number() -> None:
 def test_plain_scores_of_a_model_without_a_decision_function_are_logits() -> None:
     X, y = ordinary()
     folds = folds_of(y)
-    found = plain_scores(model_spec("xgboost"), X, y, values=(2,), folds=folds, options=OPTIONS)
+    spec = replace(model_spec("xgboost"), also=())
+    found = plain_scores(spec, X, y, values=(2,), folds=folds, options=OPTIONS)
     train, test = folds[0]
     model = model_spec("xgboost").build(OPTIONS).set_params(max_depth=2)
     proba = make_pipeline(StandardScaler(), model).fit(X[train], y[train]).predict_proba(X[test])

@@ -1,0 +1,151 @@
+"""Search and fit XGBoost on principal components with coarse bins: a fold has one matrix, and one run for all rounds.
+
+Trees look at every feature at every node, so that a wide layer costs much and tells little more than its first
+components. A model of few rounds is the beginning of one of many: both are scored from the same run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .folds import Fold
+from .models import BuildOptions, ModelSpec
+from .out_of_fold import OutOfFold
+from .settings import params_of
+from .solving import folds_in_threads
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+__all__ = ["fit_pipeline", "score_folds"]
+
+Floats = NDArray[np.float32]
+ROUNDS, COMPONENTS = "n_estimators", "n_components"
+COLUMNS = 32
+"""Columns that a tree is given where there are so many: a third of a narrow layer would tell it too little."""
+EXACT_WIDTH = 2_048
+"""Up to so many features the components are those of the whole covariance, beyond it they are found by sampling."""
+
+
+def score_folds(
+    spec: ModelSpec,
+    X: Floats,
+    y: NDArray[np.int64],
+    *,
+    values: Sequence[Any],
+    folds: Sequence[Fold],
+    options: BuildOptions,
+) -> OutOfFold:
+    """Score as ``out_of_fold.score_folds`` does, by one run a fold for all numbers of rounds.
+
+    Memory: for each fold at work a scaled copy of its rows, their components, and a byte for each binned component.
+    """
+    from joblib import Parallel, delayed
+
+    k = int(y.max()) + 1
+    scores = np.empty((len(values), len(y), 1 if k == 2 else k), dtype=np.float32)
+    points = [params_of(spec, value) for value in values]
+    order = sorted(range(len(points)), key=lambda i: (points[i][COMPONENTS], _trees(points[i]), points[i][ROUNDS]))
+
+    def search_fold(train: NDArray[np.intp], test: NDArray[np.intp]) -> None:
+        import xgboost
+
+        weights = _row_weights(y[train], options)
+        inputs = _Inputs(X[train], X[test], [int(point[COMPONENTS]) for point in points], options)
+        for components, same in groupby(order, key=lambda i: points[i][COMPONENTS]):
+            rows, held_out = inputs.of(int(components))
+            model = spec.build(options)
+            matrix = xgboost.QuantileDMatrix(rows, y[train], weight=weights, max_bin=model.max_bin, nthread=1)
+            for _, run in groupby(same, key=lambda i: _trees(points[i])):
+                which = list(run)  # the last has the most rounds
+                booster = _boost(model.set_params(**_estimator(points[which[-1]], rows.shape[1])), matrix, k)
+                for i in which:
+                    rounds = (0, int(points[i][ROUNDS]))
+                    found = booster.inplace_predict(held_out, iteration_range=rounds, predict_type="margin")
+                    scores[i, test] = found.reshape(len(test), -1)
+
+    with folds_in_threads():
+        Parallel()(delayed(search_fold)(*fold) for fold in folds)
+    return OutOfFold(scores)
+
+
+def fit_pipeline(
+    spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: Any, options: BuildOptions, start: Any = None
+) -> tuple[Pipeline, tuple[str, ...]]:
+    """Fit as ``out_of_fold.fit_pipeline`` does; between ``scale`` and ``model`` there may be a step ``pca``."""
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
+    point = params_of(spec, value)
+    steps = [("scale", StandardScaler())]
+    if point[COMPONENTS] < X.shape[1]:
+        steps.append(("pca", _pca(int(point[COMPONENTS]), X.shape, options)))
+    with threadpool_limits(1):
+        rows = X
+        for _, step in steps:
+            rows = step.fit_transform(rows)
+        model = spec.build(options).set_params(**_estimator(point, rows.shape[1]))
+        model.fit(rows, y, sample_weight=_row_weights(y, options))
+    return Pipeline([*steps, ("model", model)]), ()
+
+
+class _Inputs:
+    """A fold's rows, scaled, and their components; fewer components are the first of more."""
+
+    def __init__(self, train: Floats, test: Floats, components: Sequence[int], options: BuildOptions) -> None:
+        from sklearn.preprocessing import StandardScaler
+
+        scale = StandardScaler()
+        self._scaled = scale.fit_transform(train), scale.transform(test)
+        self._features = train.shape[1]
+        if below := [number for number in components if number < self._features]:
+            pca = _pca(max(below), train.shape, options)
+            self._turned = pca.fit_transform(self._scaled[0]), pca.transform(self._scaled[1])
+
+    def of(self, components: int) -> tuple[Floats, Floats]:
+        """Give training and validation rows with so many components, or all features where those are no more."""
+        if components >= self._features:
+            return self._scaled
+        rows, held_out = (np.ascontiguousarray(part[:, :components]) for part in self._turned)
+        return rows, held_out
+
+
+def _pca(components: int, shape: tuple[int, ...], options: BuildOptions) -> Any:
+    """Give the unfitted components: no more than there are rows."""
+    from sklearn.decomposition import PCA
+
+    solver = "covariance_eigh" if shape[1] <= EXACT_WIDTH else "randomized"
+    return PCA(min(components, shape[0]), svd_solver=solver, iterated_power=2, random_state=options.seed)
+
+
+def _trees(point: Mapping[str, float]) -> tuple[float, ...]:
+    """Give what makes the trees of a run: all but their number and what they are grown on."""
+    return tuple(value for name, value in point.items() if name not in (ROUNDS, COMPONENTS))
+
+
+def _estimator(point: Mapping[str, float], width: int) -> dict[str, float]:
+    """Give the estimator's parameters: the point's, and columns enough for a tree of a narrow layer."""
+    own = {name: value for name, value in point.items() if name != COMPONENTS}
+    return {**own, "colsample_bytree": min(1.0, max(0.3, COLUMNS / width))}
+
+
+def _boost(model: Any, matrix: Any, k: int) -> Any:
+    """Train as ``model.fit`` does, on a matrix that is already binned."""
+    import xgboost
+
+    objective = {"objective": "binary:logistic"} if k == 2 else {"objective": "multi:softprob", "num_class": k}
+    return xgboost.train({**model.get_xgb_params(), **objective}, matrix, num_boost_round=model.n_estimators)
+
+
+def _row_weights(y: NDArray[np.int64], options: BuildOptions) -> NDArray[np.float64] | None:
+    if options.class_weight is None:
+        return None
+    from sklearn.utils.class_weight import compute_sample_weight
+
+    return np.asarray(compute_sample_weight(options.class_weight, y))
