@@ -82,6 +82,12 @@ def _kernel() -> Solver:
     return kernel_search
 
 
+def _nearest() -> Solver:
+    from . import nearest_search
+
+    return nearest_search
+
+
 def _boosting() -> Solver:
     from . import boosting
 
@@ -106,6 +112,18 @@ def _ridge(options: BuildOptions) -> Any:
     from sklearn.linear_model import RidgeClassifier
 
     return RidgeClassifier(class_weight=options.class_weight, random_state=options.seed)
+
+
+def _nearest_mean(options: BuildOptions) -> Any:
+    from .nearest import NearestMean
+
+    return NearestMean(priors="uniform" if options.class_weight else "empirical")
+
+
+def _knn(options: BuildOptions) -> Any:
+    from .nearest import SmoothedNeighbors
+
+    return SmoothedNeighbors(priors="uniform" if options.class_weight else "empirical")
 
 
 def _rbf_svm(options: BuildOptions) -> Any:
@@ -165,6 +183,28 @@ _TABLE = (
         has_probabilities=False,
         takes_class_weight=True,
         solver=_linear,
+    ),
+    ModelSpec(
+        name="nearest_mean",
+        title="Nearest class mean",
+        setting="shrink_threshold",
+        kind=float,
+        grid=(4.0, 2.0, 1.0, 0.5, 0.01),
+        build=_nearest_mean,
+        has_probabilities=False,
+        takes_class_weight=True,
+        solver=_nearest,
+    ),
+    ModelSpec(
+        name="knn",
+        title="k nearest neighbours",
+        setting="n_neighbors",
+        kind=int,
+        grid=(40, 20, 10, 5, 3),
+        build=_knn,
+        has_probabilities=False,
+        takes_class_weight=True,
+        solver=_nearest,
     ),
     ModelSpec(
         name="rbf_svm",

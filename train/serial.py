@@ -32,6 +32,8 @@ TRUSTED_TYPES = frozenset(
         "builtins.str",
         "builtins.tuple",
         "icecore.train.calibration.Calibrated",
+        "icecore.train.nearest.NearestMean",
+        "icecore.train.nearest.SmoothedNeighbors",
         "icecore.train.pairwise.PairwiseSVC",
         "numpy.bool",
         "numpy.float32",

@@ -110,9 +110,14 @@ def test_the_table_of_models_is_that_of_the_code() -> None:
     from icecore.train import MODELS
 
     text = (ROOT / "README.md").read_text("utf-8").partition("## Models\n")[2].partition("\n## ")[0]
-    listed = re.findall(r"^\| `(\w+)` \|.*\| `(\w+)` \| (its own|one temperature)", text, re.M)
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([`\w, ]+) \| (its own|one temperature)", text, re.M)
+    listed = [(name, re.findall(r"\w+", settings), probabilities) for name, settings, probabilities in rows]
     found = [
-        (spec.name, spec.setting, "its own" if spec.has_probabilities else "one temperature")
+        (
+            spec.name,
+            [spec.setting, *(also.name for also in spec.also)],
+            "its own" if spec.has_probabilities else "one temperature",
+        )
         for spec in MODELS.values()
     ]
     assert listed == found

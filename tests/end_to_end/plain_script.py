@@ -43,13 +43,17 @@ def compute_features(data: Path, weights: Path, out: Path) -> None:
     np.savez(out, names=np.array(names), **arrays)
 
 
-def make_classifier(kind: str, value: float, seed: int) -> Any:
+def make_classifier(kind: str, params: dict[str, float], seed: int, X: np.ndarray) -> Any:
+    from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
+    from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC, LinearSVC
     from xgboost import XGBClassifier
 
+    value, *_ = params.values()
+    steps: list[Any] = [StandardScaler()]
     if kind == "logistic_regression":
         model: Any = LogisticRegression(C=value, max_iter=5000)
     elif kind == "linear_svm":
@@ -57,17 +61,24 @@ def make_classifier(kind: str, value: float, seed: int) -> Any:
     elif kind == "ridge":
         model = RidgeClassifier(alpha=value)
     elif kind == "rbf_svm":
-        model = SVC(kernel="rbf", C=value)
+        model = SVC(kernel="rbf", C=value, gamma=params["gamma_scale"] / X.shape[1])  # the variance is 1
+    elif kind == "nearest_mean":
+        model = NearestCentroid(shrink_threshold=value, priors="empirical")
+    elif kind == "knn":
+        model = KNeighborsClassifier(int(value), weights="distance", metric="cosine")
     elif kind == "xgboost":
-        settings = {"n_estimators": 60, "learning_rate": 0.2, "subsample": 0.8, "colsample_bynode": 0.1, "max_bin": 64}
-        model = XGBClassifier(max_depth=int(value), tree_method="hist", n_jobs=1, random_state=seed, **settings)
+        width = min(X.shape[1], int(params.pop("n_components")))
+        steps += [PCA(width, svd_solver="covariance_eigh")] if width < X.shape[1] else []
+        settings = {"subsample": 0.8, "colsample_bytree": min(1.0, max(0.3, 32 / width)), "max_bin": 32}
+        settings |= {**params, "max_depth": int(value), "n_estimators": int(params["n_estimators"])}
+        model = XGBClassifier(tree_method="hist", n_jobs=1, random_state=seed, **settings)
     else:
         raise SystemExit(f"no classifier {kind}")
-    return make_pipeline(StandardScaler(), model)
+    return make_pipeline(*steps, model)
 
 
 def compute_scores(features: Path, wanted: Path, out: Path) -> None:
-    """Cross-validate on the training images and score on the others, for each (layer, classifier, value) wanted."""
+    """Cross-validate on the training images and score on the others, for each (layer, classifier, settings) wanted."""
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
     arrays = np.load(features)
@@ -79,9 +90,9 @@ def compute_scores(features: Path, wanted: Path, out: Path) -> None:
     task = json.loads(wanted.read_text())
     folds = StratifiedKFold(task["folds"], shuffle=True, random_state=task["seed"])
     results = []
-    for layer, kind, value in task["cells"]:
+    for layer, kind, params in task["cells"]:
         X = arrays[layer]
-        classifier = make_classifier(kind, value, task["seed"])
+        classifier = make_classifier(kind, params, task["seed"], X)
         cross_validated = cross_val_score(classifier, X[training], y[training], cv=folds).mean()
         called = classifier.fit(X[training], y[training]).predict(X[~training])
         results.append(

@@ -24,7 +24,7 @@ from sklearn import metrics
 
 LAYERS = ("features.6", "features.13", "features.18")
 WIDTHS = (32, 96, 1280)
-MODELS = ("logistic_regression", "linear_svm", "ridge", "rbf_svm", "xgboost")
+MODELS = ("logistic_regression", "linear_svm", "ridge", "nearest_mean", "knn", "rbf_svm", "xgboost")
 PLAIN = Path(__file__).with_name("plain_script.py")
 SEED, FOLDS = 0, 5
 
@@ -114,7 +114,7 @@ def plain_scores(work: Path, board: dict[str, Any], shared: Any) -> dict[str, An
     """What the plain script gets from its own features, with the settings that icecore chose."""
 
     def fill(folder: Path) -> None:
-        cells = [[cell["columns"][0].split(":")[0], cell["model"], *cell["params"].values()] for cell in board["cells"]]
+        cells = [[cell["columns"][0].split(":")[0], cell["model"], cell["params"]] for cell in board["cells"]]
         (folder / "wanted.json").write_text(json.dumps({"cells": cells, "folds": FOLDS, "seed": SEED}))
         with run_plain("scores", work / "plain.npz", folder / "wanted.json", folder / "scores.json") as plain:
             pass
