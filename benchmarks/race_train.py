@@ -93,7 +93,7 @@ PLAIN: dict[str, Callable[[], Any]] = {
 """The plain estimator of each model in the race."""
 GRIDS: dict[str, dict[str, list[float]]] = {
     "rbf_svm": {"C": [1.0, 10.0, 100.0], "gamma_scale": [0.3, 1.0]},
-    "xgboost": {"max_depth": [3], "n_estimators": [20, 40]},
+    "xgboost": {"max_depth": [3], "n_estimators": [10, 20]},
 }
 """What both sides search instead of the model's own grid: a part of it, and few rounds."""
 

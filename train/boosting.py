@@ -28,6 +28,8 @@ Floats = NDArray[np.float32]
 ROUNDS, COMPONENTS = "n_estimators", "n_components"
 COLUMNS = 32
 """Columns that a tree is given where there are so many: a third of a narrow layer would tell it too little."""
+FEW_ROWS = 1_000
+"""Below so many rows, and half as many as there are features, components come from the rows, not from a covariance."""
 EXACT_WIDTH = 2_048
 """Up to so many features the components are those of the whole covariance, beyond it they are found by sampling."""
 
@@ -116,12 +118,16 @@ class _Inputs:
         return rows, held_out
 
 
-def _pca(components: int, shape: tuple[int, ...], options: BuildOptions) -> Any:
+def _pca(components: int, shape: tuple[int, int], options: BuildOptions) -> Any:
     """Give the unfitted components: no more than there are rows."""
     from sklearn.decomposition import PCA
 
-    solver = "covariance_eigh" if shape[1] <= EXACT_WIDTH else "randomized"
-    return PCA(min(components, shape[0]), svd_solver=solver, iterated_power=2, random_state=options.seed)
+    n, features = shape
+    if n < min(features / 2, FEW_ROWS):
+        solver = "full"
+    else:
+        solver = "covariance_eigh" if features <= EXACT_WIDTH else "randomized"
+    return PCA(min(components, n), svd_solver=solver, iterated_power=2, random_state=options.seed)
 
 
 def _trees(point: Mapping[str, float]) -> tuple[float, ...]:

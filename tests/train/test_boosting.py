@@ -117,6 +117,15 @@ def test_fewer_rows_than_components_are_no_hindrance() -> None:
     assert fitted["pca"].n_components_ == 40
 
 
+def test_components_of_few_rows_are_those_of_the_covariance() -> None:
+    X, y = clouds(2, 40, 200)
+    fitted, _ = fit_pipeline(SPEC, X, y, value=(2, 0.3, 5, 6), options=BuildOptions())
+    A = StandardScaler().fit_transform(X.astype(np.float64))
+    exact = PCA(6, svd_solver="covariance_eigh").fit(A)
+    overlap = np.abs((fitted["pca"].components_ * exact.components_).sum(axis=1))
+    np.testing.assert_allclose(overlap, 1, atol=1e-3)
+
+
 def test_many_features_are_reduced_by_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     from icecore.train import boosting
 
