@@ -119,7 +119,7 @@ class _Inputs:
 
 
 def _pca(components: int, shape: tuple[int, int], options: BuildOptions) -> Any:
-    """Give the unfitted components: no more than there are rows."""
+    """Give the unfitted components: fewer than there are rows, which vary in no more directions."""
     from sklearn.decomposition import PCA
 
     n, features = shape
@@ -127,7 +127,7 @@ def _pca(components: int, shape: tuple[int, int], options: BuildOptions) -> Any:
         solver = "full"
     else:
         solver = "covariance_eigh" if features <= EXACT_WIDTH else "randomized"
-    return PCA(min(components, n), svd_solver=solver, iterated_power=2, random_state=options.seed)
+    return PCA(min(components, n - 1), svd_solver=solver, iterated_power=2, random_state=options.seed)
 
 
 def _trees(point: Mapping[str, float]) -> tuple[float, ...]:
