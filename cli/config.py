@@ -15,7 +15,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationInfo,
     model_validator,
 )
@@ -72,7 +74,11 @@ PoolingName = Annotated[str, BeforeValidator(_pooling)]
 Joined = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
 Values = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
-Grid = Values | Annotated[dict[str, Values], Field(strict=False, min_length=1)]
+Named = Annotated[dict[str, Values], Field(strict=False, min_length=1)]
+Grid = Annotated[
+    Annotated[Values, Tag("grid:values")] | Annotated[Named, Tag("grid:named")],
+    Discriminator(lambda grid: "grid:named" if isinstance(grid, dict) else "grid:values"),
+]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -105,7 +105,7 @@ def _fault(path: Path, text: str, kind: type[BaseModel], overridden: set[tuple[s
 def _key(error: Any) -> tuple[str, ...]:
     """Give the dotted key of an error, without the names of types that pydantic puts between."""
     names = (part for part in error["loc"] if isinstance(part, str))
-    return tuple(name for name in names if not name.startswith("tuple[") and name not in ("str", "[key]"))
+    return tuple(name for name in names if not name.startswith(("tuple[", "grid:")) and name not in ("str", "[key]"))
 
 
 def _index(error: Any) -> str:

@@ -144,3 +144,17 @@ def test_a_file_that_is_no_toml_or_missing_is_named(tmp_path: Path) -> None:
 
 def test_every_model_on_offer_can_be_named() -> None:
     assert get_args(ModelName) == tuple(MODELS)
+
+
+def test_a_grid_lists_values_of_the_main_setting_or_of_several_by_name(config: Path) -> None:
+    rbf = {"C": (1.0,), "gamma_scale": (0.3, 1.0)}
+    override = "train.grids={rbf_svm={C=[1], gamma_scale=[0.3, 1]}, knn=[3]}"
+    loaded = load_config(ExtractConfig, config, [override]).train
+    assert loaded is not None
+    assert loaded.grids == {"rbf_svm": rbf, "knn": (3.0,)}
+    with pytest.raises(ConfigError) as refused:
+        load_config(ExtractConfig, config, ["train.grids={rbf_svm={gamma_scale=[0.3, -1]}, knn=[]}"])
+    assert [fault.partition(": ")[2] for fault in refused.value.faults] == [
+        "train.grids.rbf_svm.gamma_scale[1]: input should be greater than 0, found -1",
+        "train.grids.knn: tuple should have at least 1 item after validation, not 0, found []",
+    ]
