@@ -171,7 +171,7 @@ def _evidence(
     return gather_evidence(
         data,
         MODELS[winner.cell.model],
-        value=winner.cell.best.value,
+        value=winner.cell.best.point,
         folds=folds,
         metric=plan.metric,
         options=plan.options,

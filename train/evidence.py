@@ -20,6 +20,7 @@ from .metrics import Metric, sign_of
 from .models import BuildOptions, ModelSpec
 from .out_of_fold import score_folds
 from .search import score_by_fold
+from .settings import Point
 
 __all__ = ["Evidence", "LearningPoint", "gather_evidence", "learning_curve"]
 
@@ -61,7 +62,7 @@ def gather_evidence(
     data: Dataset,
     spec: ModelSpec,
     *,
-    value: float,
+    value: Point,
     folds: Sequence[Fold],
     metric: Metric,
     options: BuildOptions,
@@ -100,7 +101,7 @@ def learning_curve(
     X: NDArray[np.float32],
     y: NDArray[np.int64],
     *,
-    value: float,
+    value: Point,
     folds: Sequence[Fold],
     metric: Metric,
     options: BuildOptions,
@@ -122,7 +123,7 @@ def learning_curve(
     points = []
     for share in SHARES:
         parts = [(_part(order, share), test) for order, (_, test) in zip(orders, folds, strict=True)]
-        found = score_folds(spec, X, y, values=(spec.kind(value),), folds=parts, options=options)
+        found = score_folds(spec, X, y, values=(value,), folds=parts, options=options)
         scores = sign_of(metric) * score_by_fold(spec, found.scores[0], y, parts, metric)
         rows = round(np.mean([len(train) for train, _ in parts]))
         points.append(LearningPoint(rows, float(scores.mean()), float(scores.std())))

@@ -56,3 +56,16 @@ def test_a_loss_is_told_as_a_loss() -> None:
     )
     assert all(point.mean > 0 for point in found)
     assert found[-1].mean < found[0].mean
+
+
+def test_a_model_with_several_settings_learns_with_all_of_them() -> None:
+    """With a Gaussian so wide that every image looks alike nothing is learnt: the second setting counts."""
+    X, y = clouds()
+    folds = make_folds(y, classes=["a", "b", "c"], folds=3, seed=0)
+    good, blind = (
+        learning_curve(
+            *(MODELS["rbf_svm"], X, y), value=(1.0, gamma), folds=folds, metric="accuracy", options=BuildOptions()
+        )
+        for gamma in (1.0, 1e-6)
+    )
+    assert good[-1].mean > blind[-1].mean + 0.1
