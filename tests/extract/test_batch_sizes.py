@@ -94,6 +94,7 @@ def test_what_was_found_is_told_once_and_then_remembered_whatever_the_number_of_
     assert [settle(1), settle(MANY)] == [BatchSize(8, ""), BatchSize(8, "")]
 
 
+@pytest.mark.slow
 def test_another_process_remembers_it_too(settle: Settle, tmp_path: Path) -> None:
     settle(MANY, EIGHT)
     code = (
