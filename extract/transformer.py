@@ -92,6 +92,12 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.n_features_out_ = self.transform(X).shape[1]
         return self
 
+    def fit_transform(self, X: ArrayLike | Sequence[Path | str], y: Any = None, **_: Any) -> NDArray[np.float32]:
+        """Give the features of images, as ``transform`` does; the network is loaded once."""
+        features = self.transform(X)
+        self.n_features_out_ = features.shape[1]
+        return features
+
     def transform(self, X: ArrayLike | Sequence[Path | str]) -> NDArray[np.float32]:
         """Give the features of images, (n, D) float32, in the order of their paths.
 

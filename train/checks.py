@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .errors import first_few
 
-__all__ = ["Checks", "Copy", "Suspect", "find_copies", "find_suspects", "run_checks"]
+__all__ = ["Checks", "Copy", "Suspect", "find_copies", "find_suspects", "looked_at", "run_checks"]
 
 Floats = NDArray[np.float32]
 
@@ -29,7 +29,11 @@ _SAMPLE = 2_000
 """Training rows from which it is learnt how near unrelated neighbours come."""
 _LEAST_FEATURES = 32
 """With fewer features unrelated images come as near as copies do: only equal ones are told then."""
-_BLOCK = 1_024
+_AT_A_TIME = 1 << 24
+"""Cosines held at once."""
+_WORK = 2 << 40
+"""Products that the search for copies may take, some 20 s on two cores; beyond it a part of the held-out rows is looked
+at."""
 _ROWS_A_FOLD = 2
 
 
@@ -69,6 +73,10 @@ class Checks:
 
     copies: tuple[Copy, ...]
     """nearest first"""
+    looked_at: int
+    """held-out images among which copies were looked for"""
+    held_out: int
+    """held-out images in all"""
     suspects: tuple[Suspect, ...]
     """surest first"""
     constant: int
@@ -86,6 +94,8 @@ class Checks:
             told.append(
                 f"held-out images that look like copies of a training image: {len(near):,} ({first_few(images)})"
             )
+        if self.looked_at < self.held_out:
+            told.append(f"copies were looked for among {self.looked_at:,} of the {self.held_out:,} held-out images")
         if self.suspects:
             images = [f"{s.id}: {s.label}, or {s.likely}?" for s in self.suspects]
             told.append(
@@ -102,6 +112,7 @@ class Checks:
         """Give plain JSON values."""
         return {
             "copies": [vars(copy) for copy in self.copies],
+            "looked_at": self.looked_at,
             "suspects": [vars(suspect) for suspect in self.suspects],
             "constant_features": self.constant,
             "features": self.features,
@@ -139,6 +150,8 @@ def run_checks(
     counts = np.bincount(y[train], minlength=len(classes))
     return Checks(
         copies=find_copies(X, y, train, ids),
+        looked_at=looked_at(X, train),
+        held_out=int((~train).sum()),
         suspects=find_suspects(out_of_fold, y[train], [ids[i] for i in np.flatnonzero(train).tolist()], classes),
         constant=int((X[train].max(0) == X[train].min(0)).sum()),
         features=X.shape[1],
@@ -155,8 +168,8 @@ def find_copies(X: Floats, y: NDArray[np.int64], train: NDArray[np.bool_], ids: 
     Parameters
     ----------
     X, y, train, ids
-        As ``run_checks`` takes them. Time is that of one matrix product (held-out x training rows); memory, two copies
-        of ``X``.
+        As ``run_checks`` takes them. Time is that of one matrix product (held-out x training rows), bounded by
+        ``looked_at``; memory, two copies of ``X``.
 
     Returns
     -------
@@ -167,6 +180,7 @@ def find_copies(X: Floats, y: NDArray[np.int64], train: NDArray[np.bool_], ids: 
     Z = (X - mean) / np.where(scale > 0, scale, 1)
     Z /= np.maximum(np.linalg.norm(Z, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     at, held_out = np.flatnonzero(train).tolist(), np.flatnonzero(~train)
+    held_out = held_out[np.linspace(0, len(held_out) - 1, looked_at(X, train)).astype(np.intp)]
     training = Z[at]
     nearest, cosine = _nearest(Z[held_out], training)
     near = cosine >= _limit(training)
@@ -180,6 +194,12 @@ def find_copies(X: Floats, y: NDArray[np.int64], train: NDArray[np.bool_], ids: 
         for i, j, c in zip(held_out[near].tolist(), nearest[near].tolist(), cosine[near].tolist(), strict=True)
     ]
     return tuple(sorted(found, key=lambda copy: -copy.cosine))
+
+
+def looked_at(X: Floats, train: NDArray[np.bool_]) -> int:
+    """Give how many held-out rows ``find_copies`` looks at: all, or as many as its work allows, evenly spaced."""
+    n_train = int(train.sum())
+    return min(len(train) - n_train, max(1, _WORK // (n_train * int(X.shape[1]))))
 
 
 def find_suspects(
@@ -234,8 +254,9 @@ def _nearest(
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """Give position and cosine of each row's nearest training row, but its own."""
     nearest, cosine = np.zeros(len(rows), np.intp), np.full(len(rows), -1, np.float32)
-    for start in range(0, len(rows), _BLOCK):
-        part = slice(start, start + _BLOCK)
+    block = max(1, _AT_A_TIME // len(training))
+    for start in range(0, len(rows), block):
+        part = slice(start, start + block)
         products = rows[part] @ training.T
         if own is not None:
             products[np.arange(len(products)), own[part]] = -1

@@ -23,7 +23,7 @@ from .errors import MissingExtraError
 from .metrics import sign_of
 from .models import MODELS
 from .plots import plot_cells, plot_confusion
-from .resampling import HEADLINES, Gap, Interval
+from .resampling import HEADLINES, Gap, Interval, draws_for
 from .result import TrainResult, rows_to_json
 from .svg import printable
 from .thumbnails import Thumbnail, make_thumbnail
@@ -96,6 +96,7 @@ def render_report(result: TrainResult, *, store: Path, bundle: Path, images: Pat
         result=result,
         winner=winner,
         headlines=_headlines(result),
+        draws=draws_for(*result.predictions.proba.shape),
         copies=[
             (copy, _thumbnail(images, copy.held_out), _thumbnail(images, copy.training))
             for copy in result.evidence.checks.copies[:MOST_DOUBTS]

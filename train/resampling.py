@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .errors import DatasetError
 from .metrics import FINEST
 
-__all__ = ["HEADLINES", "RESAMPLES", "Comparison", "Gap", "Interval", "bootstrap_intervals", "compare_models"]
+__all__ = ["HEADLINES", "Comparison", "Gap", "Interval", "bootstrap_intervals", "compare_models", "draws_for"]
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
@@ -24,8 +24,10 @@ Interval = tuple[float, float]
 
 HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "roc_auc")
 """Scores that get an interval."""
-RESAMPLES = 2_000
-"""Draws: the ends of a 95 % interval then move by some hundredths of its width from seed to seed."""
+MOST_DRAWS, LEAST_DRAWS = 1_000, 300
+"""Draws: at 1,000 the ends of a 95 % interval move by some hundredths of its width from seed to seed."""
+_WORK = 100_000_000
+"""Draws x rows x classes, to which the number of draws is fitted between these two: some seconds."""
 _AT_A_TIME = 1 << 22
 """Weights held at once, draws x rows."""
 _MOST_UNDEFINED = 0.05
@@ -72,8 +74,13 @@ class Comparison:
         }
 
 
+def draws_for(rows: int, classes: int) -> int:
+    """Give how often so many rows are drawn again: 1,000 times, and fewer where that would take long, at least 300."""
+    return max(LEAST_DRAWS, min(MOST_DRAWS, _WORK // (rows * classes)))
+
+
 def bootstrap_intervals(
-    y: Ints, proba: Floats, *, groups: Sequence[str] | None = None, seed: int = 0, resamples: int = RESAMPLES
+    y: Ints, proba: Floats, *, groups: Sequence[str] | None = None, seed: int = 0, resamples: int | None = None
 ) -> dict[str, Interval | None]:
     """Give a 95 % interval of every headline score.
 
@@ -86,7 +93,8 @@ def bootstrap_intervals(
     groups
         Group of each row: groups are drawn whole.
     seed, resamples
-        Of the draws. Memory is bounded: some tens of megabytes beside the input.
+        Of the draws; ``draws_for`` gives their number by default. Memory is
+        bounded: some tens of megabytes beside the input.
 
     Returns
     -------
@@ -94,7 +102,7 @@ def bootstrap_intervals(
         Score to its interval; None where more than one draw in twenty leaves it undefined.
     """
     scores = _Scores(y, proba)
-    drawn = _drawn(len(y), groups, seed, resamples, [scores])
+    drawn = _drawn(len(y), groups, seed, resamples or draws_for(*proba.shape), [scores])
     return {name: _percentiles(values[0]) for name, values in drawn.items()}
 
 
@@ -105,7 +113,7 @@ def compare_models(
     *,
     groups: Sequence[str] | None = None,
     seed: int = 0,
-    resamples: int = RESAMPLES,
+    resamples: int | None = None,
 ) -> Comparison:
     """Compare the probabilities that two models give for the same rows.
 
@@ -132,7 +140,7 @@ def compare_models(
     only_first, only_second = int((hits & ~other).sum()), int((other & ~hits).sum())
     p_value = float(binomtest(only_first, only_first + only_second).pvalue) if only_first + only_second else 1.0
     both = [_Scores(y, first), _Scores(y, second)]
-    drawn = _drawn(len(y), groups, seed, resamples, both)
+    drawn = _drawn(len(y), groups, seed, resamples or draws_for(*first.shape), both)
     whole = [scores.of(np.ones((1, len(y)), np.float32)) for scores in both]
     gaps: dict[str, Gap | None] = {}
     for name, (values, others) in drawn.items():
@@ -176,16 +184,29 @@ class _Area:
 
     def __init__(self, positive: NDArray[np.bool_], score: Floats) -> None:
         order = np.argsort(score, kind="stable")
-        self._order, self._positive = order, positive[order]
-        self._starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])  # of rows that tie
+        ends = np.r_[np.flatnonzero(np.diff(score[order])) + 1, len(score)]  # of rows that tie, exclusive
+        self._order, self._at = order, np.flatnonzero(positive[order])
+        which = np.searchsorted(ends, self._at, side="right")
+        self._first, self._last = np.r_[0, ends][which], ends[which]
+        self._first_positive = np.searchsorted(self._at, self._first)
+        self._last_positive = np.searchsorted(self._at, self._last)
 
     def of(self, weights: NDArray[np.float32]) -> NDArray[np.float64]:
         """Give the chance that a positive row scores above a negative one, ties counting half: (draws,)."""
-        sorted_ = weights[:, self._order].astype(np.float64)
-        positive = np.add.reduceat(sorted_ * self._positive, self._starts, axis=1)
-        negative = np.add.reduceat(sorted_ * ~self._positive, self._starts, axis=1)
-        below = np.cumsum(negative, axis=1) - negative / 2
-        return np.asarray((positive * below).sum(1) / (positive.sum(1) * negative.sum(1)))
+        ordered = weights[:, self._order]
+        positive = ordered[:, self._at]
+        passed, hits = _summed(ordered), _summed(positive)
+        # for each positive row the weight of all rows below it, and of those that are positive; half of what ties
+        below = (passed[:, self._first] + passed[:, self._last]) / 2
+        below -= (hits[:, self._first_positive] + hits[:, self._last_positive]) / 2
+        return np.asarray((positive * below).sum(1) / (hits[:, -1] * (passed[:, -1] - hits[:, -1])))
+
+
+def _summed(weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Give the sums before each column, and the whole: (draws, n + 1)."""
+    sums = np.zeros((len(weights), weights.shape[1] + 1))
+    np.cumsum(weights, axis=1, out=sums[:, 1:])
+    return sums
 
 
 def _drawn(

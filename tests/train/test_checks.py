@@ -43,7 +43,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y, train, ids = clouds()
     X[~train] = X[train][: (~train).sum()] + 0.1
     whole = find_copies(X, y, train, ids)
-    monkeypatch.setattr("icecore.train.checks._BLOCK", 7)
+    monkeypatch.setattr("icecore.train.checks._AT_A_TIME", 7 * int(train.sum()))
     assert [(c.held_out, c.training) for c in find_copies(X, y, train, ids)] == [
         (c.held_out, c.training) for c in whole
     ]
@@ -108,3 +108,13 @@ def test_no_image_at_all_is_held_out_twice() -> None:
         X[i] = X[training[0]]
     pairs = find_copies(X, y, train, ids)
     assert len({pair.held_out for pair in pairs}) == len(pairs) == (~train).sum()
+
+
+def test_beyond_its_work_the_search_for_copies_takes_a_part_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y, train, ids = clouds()
+    X[~train] = X[train][: (~train).sum()]
+    monkeypatch.setattr("icecore.train.checks._WORK", 10 * int(train.sum()) * X.shape[1])
+    proba = np.eye(3)[y[train]] * 0.9 + 0.05
+    found = run_checks(X, y, train, ids=ids, classes=["a", "b", "c"], folds=5, out_of_fold=proba)
+    assert len(found.copies) == found.looked_at == 10
+    assert f"copies were looked for among 10 of the {(~train).sum()} held-out images" in found.notes()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from icecore.train.errors import DatasetError
 from icecore.train.metrics import evaluate
-from icecore.train.resampling import HEADLINES, _Scores, bootstrap_intervals, compare_models
+from icecore.train.resampling import HEADLINES, _Scores, bootstrap_intervals, compare_models, draws_for
 
 
 def draw(seed: int, n: int, k: int, *, skill: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -117,3 +117,7 @@ def test_models_that_scored_other_rows_are_refused() -> None:
     y, proba = draw(5, 30, 2)
     with pytest.raises(DatasetError, match="scored 30 and 29 rows"):
         compare_models(y, proba, proba[1:])
+
+
+def test_many_rows_and_classes_are_drawn_less_often() -> None:
+    assert [draws_for(153, 2), draws_for(20_000, 10), draws_for(200_000, 100)] == [1_000, 500, 300]
