@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from icecore.store import Pooling
 from pydantic import (
@@ -66,6 +66,10 @@ def _pooling(value: Any) -> Any:
     return Pooling.parse(value).name
 
 
+def _listed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
 ConfigPath = Annotated[Path, BeforeValidator(_below_config)]
 ManifestPath = Annotated[ConfigPath, AfterValidator(_listing)]
 LogPath = Annotated[Path, BeforeValidator(_log_below_config)]
@@ -79,6 +83,9 @@ Grid = Annotated[
     Annotated[Values, Tag("grid:values")] | Annotated[Named, Tag("grid:named")],
     Discriminator(lambda grid: "grid:named" if isinstance(grid, dict) else "grid:values"),
 ]
+Count = Annotated[int, Field(ge=0)]
+T = TypeVar("T")
+OneOrMore = Annotated[tuple[T, ...], BeforeValidator(_listed), Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -203,6 +210,27 @@ class Split(_Section):
     """share held out by hash"""
 
 
+class Steps(_Section):
+    """What is done to the features before a model, in this order; of lists, every combination is tried."""
+
+    signed_sqrt: OneOrMore[bool] = (False,)
+    """sign(x) * sqrt(|x|) of each feature"""
+    l2_norm: OneOrMore[bool] = (False,)
+    """divide each image's features by their length"""
+    scale: OneOrMore[Literal["standard", "none"]] = ("standard",)
+    """standard: zero mean and unit variance over a fold's training rows; none"""
+    pca: OneOrMore[Count] = (0,)
+    """principal components of a fold's training rows to keep; 0: all features as they are"""
+    whiten: OneOrMore[bool] = (False,)
+    """scale components to unit variance"""
+
+    @model_validator(mode="after")
+    def _whitens_components(self) -> Self:
+        if any(self.whiten) and not any(self.pca):
+            raise ValueError("whiten needs principal components; set pca, or leave it out")
+        return self
+
+
 class Train(_Section):
     """What is tried on the features."""
 
@@ -222,6 +250,8 @@ class Train(_Section):
     """balanced weighs classes alike, none rows"""
     grids: dict[ModelName, Grid] = Field({}, strict=False)
     """values of a model's main setting to try instead of its own grid, or of several settings by name, by model"""
+    steps: Steps = Steps()
+    """preprocessing before each model"""
     seed: int = Field(0, ge=0, lt=2**32)
     """seed of folds and models"""
     save: Literal["best", "all"] = "best"

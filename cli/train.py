@@ -34,7 +34,7 @@ def train(config: Path, overrides: tuple[str, ...]) -> Outcome:
 def train_from_config(config: TrainConfig) -> TrainResult:
     """Run the training that a config describes."""
     from icecore.store import FeatureStore
-    from icecore.train import CsvLabels, FolderLabels, GivenSplit, HashSplit, train_models
+    from icecore.train import CsvLabels, FolderLabels, GivenSplit, HashSplit, every_combination, train_models
 
     labels, train = config.labels, config.train
     layers = train.layers
@@ -54,6 +54,7 @@ def train_from_config(config: TrainConfig) -> TrainResult:
         version=train.version,
         split=HashSplit(config.split.held_out) if config.split.by == "hash" else GivenSplit(),
         grids=dict(train.grids.items()),
+        steps=every_combination(**dict(train.steps)),
         class_weight=None if train.class_weight == "none" else train.class_weight,
         folds=train.folds,
         seed=train.seed,
@@ -93,7 +94,7 @@ def leaderboard(result: TrainResult) -> str:
         setting = ", ".join(f"{key}={value:g}" for key, value in cell.params.items())
         rows.append(
             [
-                cell.layers,
+                cell.inputs,
                 cell.model,
                 setting,
                 f"{cell.best.mean:.4f}",
@@ -129,7 +130,7 @@ def _text(result: TrainResult) -> str:
     lines = [
         leaderboard(result),
         "",
-        f"chosen by cross-validation: {winner.model} on {winner.layers}",
+        f"chosen by cross-validation: {winner.model} on {winner.inputs}",
         f"held-out accuracy {winner.evaluation.accuracy:.4f} ({interval}); majority class {baseline.accuracy:.4f}",
         *_runner_up(result),
         *(f"note: {note}" for note in result.notes),
@@ -146,14 +147,14 @@ def _runner_up(result: TrainResult) -> list[str]:
     gap = pair.gaps["accuracy"]
     told = "" if gap is None else f"accuracy {gap.difference:+.4f}, {gap.interval[0]:+.4f} to {gap.interval[1]:+.4f}; "
     rows = f"right alone on {pair.only_first} and {pair.only_second} images, McNemar p = {pair.p_value:.2g}"
-    return [f"against the next best, {cell.model} on {cell.layers}: {told}{rows}: {result.runner_up.verdict()}"]
+    return [f"against the next best, {cell.model} on {cell.inputs}: {told}{rows}: {result.runner_up.verdict()}"]
 
 
 def _say(progress: Progress) -> None:
     cell: Any = progress.cell
     if cell is not None:
         score = f"cv {cell.best.mean:.4f}, {cell.seconds:.1f} s"
-        echo(f"[{progress.done}/{progress.total}] {progress.model} on {progress.layers}: {score}", err=True)
+        echo(f"[{progress.done}/{progress.total}] {progress.model} on {cell.inputs}: {score}", err=True)
 
 
 command = train

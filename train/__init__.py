@@ -32,6 +32,7 @@ from .probe import Probe, probe_features
 from .result import Cell, TrainResult
 from .rows import LabelledRows
 from .splits import GivenSplit, HashSplit, split_rows
+from .steps import Steps, every_combination
 
 __all__ = [
     "METRICS",
@@ -56,10 +57,12 @@ __all__ = [
     "Progress",
     "ReportError",
     "SplitError",
+    "Steps",
     "TrainError",
     "TrainResult",
     "UnknownModelError",
     "UntrustedTypeError",
+    "every_combination",
     "labels_from_csv",
     "labels_from_folders",
     "load_bundle",

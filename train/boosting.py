@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .folds import Fold
+from .inputs import components_of, fit_steps, inputs_of
 from .models import BuildOptions, ModelSpec
 from .out_of_fold import OutOfFold
 from .settings import params_of
@@ -28,10 +29,6 @@ Floats = NDArray[np.float32]
 ROUNDS, COMPONENTS = "n_estimators", "n_components"
 COLUMNS = 32
 """Columns that a tree is given where there are so many: a third of a narrow layer would tell it too little."""
-FEW_ROWS = 1_000
-"""Below so many rows, and half as many as there are features, components come from the rows, not from a covariance."""
-EXACT_WIDTH = 2_048
-"""Up to so many features the components are those of the whole covariance, beyond it they are found by sampling."""
 
 
 def score_folds(
@@ -54,11 +51,13 @@ def score_folds(
     points = [params_of(spec, value) for value in values]
     order = sorted(range(len(points)), key=lambda i: (points[i][COMPONENTS], _trees(points[i]), points[i][ROUNDS]))
 
+    prepared = inputs_of(X, options)
+
     def search_fold(train: NDArray[np.intp], test: NDArray[np.intp]) -> None:
         import xgboost
 
         weights = _row_weights(y[train], options)
-        inputs = _Inputs(X[train], X[test], [int(point[COMPONENTS]) for point in points], options)
+        inputs = _Inputs(*prepared.fold(train, test), [int(point[COMPONENTS]) for point in points], options)
         for components, same in groupby(order, key=lambda i: points[i][COMPONENTS]):
             rows, held_out = inputs.of(int(components))
             model = spec.build(options)
@@ -79,55 +78,37 @@ def score_folds(
 def fit_pipeline(
     spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: Any, options: BuildOptions, start: Any = None
 ) -> tuple[Pipeline, tuple[str, ...]]:
-    """Fit as ``out_of_fold.fit_pipeline`` does; between ``scale`` and ``model`` there may be a step ``pca``."""
+    """Fit as ``out_of_fold.fit_pipeline`` does; before ``model`` there may be a step ``components``."""
     from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
     point = params_of(spec, value)
-    steps = [("scale", StandardScaler())]
-    if point[COMPONENTS] < X.shape[1]:
-        steps.append(("pca", _pca(int(point[COMPONENTS]), X.shape, options)))
     with threadpool_limits(1):
-        rows = X
-        for _, step in steps:
-            rows = step.fit_transform(rows)
+        steps, rows = fit_steps(X, options)
+        if point[COMPONENTS] < rows.shape[1]:
+            steps.append(("components", components_of(int(point[COMPONENTS]), rows.shape, options.seed)))
+            rows = steps[-1][1].fit_transform(rows)
         model = spec.build(options).set_params(**_estimator(point, rows.shape[1]))
         model.fit(rows, y, sample_weight=_row_weights(y, options))
     return Pipeline([*steps, ("model", model)]), ()
 
 
 class _Inputs:
-    """A fold's rows, scaled, and their components; fewer components are the first of more."""
+    """A fold's inputs and their components; fewer components are the first of more."""
 
     def __init__(self, train: Floats, test: Floats, components: Sequence[int], options: BuildOptions) -> None:
-        from sklearn.preprocessing import StandardScaler
-
-        scale = StandardScaler()
-        self._scaled = scale.fit_transform(train), scale.transform(test)
+        self._given = train, test
         self._features = train.shape[1]
         if below := [number for number in components if number < self._features]:
-            pca = _pca(max(below), train.shape, options)
-            self._turned = pca.fit_transform(self._scaled[0]), pca.transform(self._scaled[1])
+            pca = components_of(max(below), train.shape, options.seed)
+            self._turned = pca.fit_transform(train), pca.transform(test)
 
     def of(self, components: int) -> tuple[Floats, Floats]:
         """Give training and validation rows with so many components, or all features where those are no more."""
         if components >= self._features:
-            return self._scaled
+            return self._given
         rows, held_out = (np.ascontiguousarray(part[:, :components]) for part in self._turned)
         return rows, held_out
-
-
-def _pca(components: int, shape: tuple[int, int], options: BuildOptions) -> Any:
-    """Give the unfitted components: fewer than there are rows, which vary in no more directions."""
-    from sklearn.decomposition import PCA
-
-    n, features = shape
-    if n < min(features / 2, FEW_ROWS):
-        solver = "full"
-    else:
-        solver = "covariance_eigh" if features <= EXACT_WIDTH else "randomized"
-    return PCA(min(components, n - 1), svd_solver=solver, iterated_power=2, random_state=options.seed)
 
 
 def _trees(point: Mapping[str, float]) -> tuple[float, ...]:

@@ -56,6 +56,7 @@ def make_card(
         "source": provenance.source,
         "rows": rows_to_json(result.rows),
         "model": cell.model,
+        "steps": cell.steps.to_json(),
         "params": cell.params,
         "class_weight": result.class_weight,
         "metric": result.metric,

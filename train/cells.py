@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from icecore.store import Column, FeatureSet, FeatureStore
@@ -26,6 +27,7 @@ from .rows import LabelledRows
 from .search import Fitted, fit_model, search_setting
 from .settings import Grid
 from .splits import SplitRule
+from .steps import Steps
 
 __all__ = ["CellPlan", "Progress", "Run", "Trained", "train_cells"]
 
@@ -46,6 +48,8 @@ class Progress:
     """columns of the current cell, joined"""
     model: str
     """model of the current cell"""
+    steps: Steps
+    """preprocessing of the current cell"""
     cell: Cell | None
     """the finished cell; None when it is about to begin"""
 
@@ -56,6 +60,8 @@ class CellPlan:
 
     specs: tuple[ModelSpec, ...]
     """the models"""
+    steps: tuple[Steps, ...]
+    """the preprocessing tried before each; ``options`` has none of its own"""
     grids: Mapping[str, Grid]
     """grids to use instead of a model's own, by name"""
     folds: int
@@ -122,15 +128,15 @@ def train_cells(
     rows = read_rows(feature_set, tuple(_flat(layers)), labels=labels, split=split)
     folds = _folds_of(rows, plan)
     notes = dict.fromkeys(_notes_on_rows(rows))
-    report = _Reporter(progress, len(layers) * len(plan.specs))
+    report = _Reporter(progress, len(layers) * len(plan.steps) * len(plan.specs))
     cells: list[Cell] = []
     kept: list[Trained] = []
     for selection in layers:
         data = read_dataset(feature_set, selection, rows)
         notes |= dict.fromkeys(_notes_on_copies(data))
-        for spec in plan.specs:
-            report.begin(data, spec)
-            trained = _train_cell(data, spec, folds, plan)
+        for steps, spec in product(plan.steps, plan.specs):
+            report.begin(data, spec, steps)
+            trained = _train_cell(data, spec, steps, folds, plan)
             report.end(data, spec, trained.cell)
             cells.append(trained.cell)
             kept = sorted([*kept, trained], key=lambda item: _rank(item.cell, plan.metric))
@@ -141,18 +147,20 @@ def train_cells(
     return Run(tuple(cells), tuple(kept), rows, read_provenance(feature_set), evidence, tuple(notes))
 
 
-def _train_cell(data: Dataset, spec: ModelSpec, folds: Sequence[Fold], plan: CellPlan) -> Trained:
+def _train_cell(data: Dataset, spec: ModelSpec, steps: Steps, folds: Sequence[Fold], plan: CellPlan) -> Trained:
     start = time.perf_counter()
     X, y = data.training()
+    options = replace(plan.options, steps=steps)
     grid = plan.grids.get(spec.name)
-    search = search_setting(spec, X, y, folds=folds, metric=plan.metric, options=plan.options, grid=grid)
-    fitted = fit_model(spec, X, y, value=search.best.point, folds=folds, options=plan.options, found=search.found)
+    search = search_setting(spec, X, y, folds=folds, metric=plan.metric, options=options, grid=grid)
+    fitted = fit_model(spec, X, y, value=search.best.point, folds=folds, options=options, found=search.found)
     X_held_out, y_held_out = data.held_out()
     proba = fitted.predict_proba(X_held_out)
     cell = Cell(
         columns=tuple(column.name for column in data.columns),
         n_features=data.X.shape[1],
         model=spec.name,
+        steps=steps,
         setting=spec.setting,
         best=search.best,
         grid=search.grid,
@@ -174,13 +182,13 @@ def _evidence(
         value=winner.cell.best.point,
         folds=folds,
         metric=plan.metric,
-        options=plan.options,
+        options=replace(plan.options, steps=winner.cell.steps),
         out_of_fold=winner.out_of_fold,
     )
 
 
 def _rank(cell: Cell, metric: Metric) -> tuple[float, int, int, str]:
-    """Order of the leaderboard: best score, fewer features, simpler model, name."""
+    """Order of the leaderboard: best score, fewer features, simpler model, name; then as they were tried."""
     return -rank_of(metric, cell.best.mean), cell.n_features, _SIMPLICITY[cell.model], cell.layers
 
 
@@ -225,15 +233,15 @@ class _Reporter:
     def __init__(self, progress: Callable[[Progress], None] | None, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
 
-    def begin(self, data: Dataset, spec: ModelSpec) -> None:
-        self._send(data, spec, None)
+    def begin(self, data: Dataset, spec: ModelSpec, steps: Steps) -> None:
+        self._send(data, spec, steps, None)
 
     def end(self, data: Dataset, spec: ModelSpec, cell: Cell) -> None:
         self._done += 1
         log.info("cell %d of %d: %s on %s, %.2f s", self._done, self._total, spec.name, cell.layers, cell.seconds)
-        self._send(data, spec, cell)
+        self._send(data, spec, cell.steps, cell)
 
-    def _send(self, data: Dataset, spec: ModelSpec, cell: Cell | None) -> None:
+    def _send(self, data: Dataset, spec: ModelSpec, steps: Steps, cell: Cell | None) -> None:
         if self._progress is not None:
             layers = " + ".join(column.name for column in data.columns)
-            self._progress(Progress(self._done, self._total, layers, spec.name, cell))
+            self._progress(Progress(self._done, self._total, layers, spec.name, steps, cell))

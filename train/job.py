@@ -25,6 +25,7 @@ from .result import RunnerUp, TrainResult
 from .rows import LabelledRows
 from .settings import Grid, check_grid
 from .splits import SplitRule
+from .steps import STANDARD, Steps
 
 __all__ = ["REPORT", "train_models"]
 
@@ -46,6 +47,7 @@ def train_models(
     split: SplitRule | None = None,
     version: int | str | None = None,
     grids: Mapping[str, Grid] | None = None,
+    steps: Steps | Sequence[Steps] = STANDARD,
     class_weight: ClassWeight = None,
     folds: int = 5,
     seed: int = 0,
@@ -78,6 +80,8 @@ def train_models(
     grids
         Values of a model's main setting to try instead of its own, the simplest first, by model; or values of several
         of its settings by name: ``{"rbf_svm": {"C": [1, 10], "gamma_scale": [0.5, 1]}}``.
+    steps
+        What is done to the features before a model: scaler, norm, components. Of several, each makes cells of its own.
     class_weight
         ``balanced`` weighs classes alike, None rows.
     folds
@@ -119,7 +123,7 @@ def train_models(
     >>> result = train_models("features", "photos", layers=["layer3", "layer4"])  # doctest: +SKIP
     >>> print(result.winner.model, result.winner.evaluation.accuracy)  # doctest: +SKIP
     """
-    plan = _make_plan(models, grids, class_weight, folds, seed, metric)
+    plan = _make_plan(models, grids, steps, class_weight, folds, seed, metric)
     _check_run(layers, name, save)
     if report:
         from .report import require_extra
@@ -182,6 +186,7 @@ def _runner_up(kept: Sequence[Trained], rows: LabelledRows, seed: int) -> Runner
 def _make_plan(
     models: Sequence[str],
     grids: Mapping[str, Grid] | None,
+    steps: Steps | Sequence[Steps],
     class_weight: ClassWeight,
     folds: int,
     seed: int,
@@ -197,7 +202,10 @@ def _make_plan(
     for model, grid in (grids or {}).items():
         check_grid(model_spec(model), grid)
     options = BuildOptions(seed=seed, class_weight=class_weight)
-    return CellPlan(specs, grids or {}, folds, metric, options)
+    tried = (steps,) if isinstance(steps, Steps) else tuple(dict.fromkeys(steps))
+    if not tried:
+        raise TrainError("steps: give at least one Steps(), or leave it out")
+    return CellPlan(specs, tried, grids or {}, folds, metric, options)
 
 
 def _check_run(layers: Sequence[str | Sequence[str]], name: str, save: str) -> None:

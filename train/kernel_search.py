@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .folds import Fold
+from .inputs import fit_steps, inputs_of
 from .kernel_svm import Floats, Machines, Margin, solve_machines, squared_distances
 from .models import BuildOptions, ModelSpec
 from .out_of_fold import OutOfFold
 from .pairwise import PairwiseSVC
 from .settings import params_of
 from .solving import convergence_notes, folds_in_threads
-from .standardise import centre, training_standard
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -48,13 +48,11 @@ def score_folds(
 
     k = int(y.max()) + 1
     scores = np.empty((len(values), len(y), 1 if k == 2 else k), dtype=np.float32)
-    centred = centre(X)
+    inputs = inputs_of(X, options)
 
     def search_fold(train: NDArray[np.intp], test: NDArray[np.intp]) -> None:
         train = train[np.argsort(y[train], kind="stable")]
-        rows = centred.X[train]
-        standard = training_standard(rows, centred.shift)
-        A, held_out = standard.apply(rows), standard.apply(centred.X[test])
+        A, held_out = inputs.fold(train, test)
         settings, classes = _margins(spec, values, A), _classes(y[train], k)
         machines = solve_machines(A, classes, settings, _class_weights(y[train], k, options))
         for block, i, found in _score_blocks(held_out, A, classes, settings, machines):
@@ -71,11 +69,10 @@ def fit_pipeline(
     """Fit as ``out_of_fold.fit_pipeline`` does; the search leaves nothing to start from."""
     from joblib import Parallel
     from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    k, scale = int(y.max()) + 1, StandardScaler()
-    order = np.argsort(y, kind="stable")
-    A = scale.fit_transform(X)[order]
+    k, order = int(y.max()) + 1, np.argsort(y, kind="stable")
+    steps, A = fit_steps(X, options)
+    A = A[order]
     classes, settings = _classes(y[order], k), _margins(spec, [value], A)
     weights = _class_weights(y, k, options)
     with folds_in_threads():
@@ -83,12 +80,16 @@ def fit_pipeline(
     model = spec.build(options).set_params(C=settings[0].C, gamma=settings[0].gamma)
     with convergence_notes():  # one row a class looks odd to scikit-learn
         model.fill(A, y[order], order, machines.coef, machines.intercept, machines.iterations, weights)
-    return Pipeline([("scale", scale), ("model", model)]), ()
+    return Pipeline([*steps, ("model", model)]), ()
 
 
 def _margins(spec: ModelSpec, values: Sequence[Any], A: Floats) -> list[Margin]:
-    """Turn multiples of scikit-learn's ``gamma="scale"``, one over the sum of the variances, into gammas."""
-    total = float(np.einsum("ij,ij->", A, A, dtype=np.float64)) / len(A)
+    """Turn multiples of one over the sum of the variances into gammas; scikit-learn's ``gamma="scale"`` is 1 of it.
+
+    (Of features without a scaler scikit-learn counts their means in too, which no distance depends on.)
+    """
+    means = A.mean(axis=0, dtype=np.float64)
+    total = float(np.einsum("ij,ij->", A, A, dtype=np.float64)) / len(A) - float(means @ means)
     points = [params_of(spec, value) for value in values]
     return [Margin(point["C"], point["gamma_scale"] / (total or 1.0)) for point in points]
 

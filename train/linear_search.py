@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .folds import Fold
+from .inputs import Inputs, fit_steps, inputs_of
 from .linear_losses import Floats
 from .linear_path import Kind, Rows, Solution, solve_path
 from .linear_ridge import Moments, System, direct_system, fold_system, moments
 from .models import BuildOptions, ModelSpec
 from .out_of_fold import OutOfFold
 from .solving import folds_in_threads
-from .standardise import Centred, centre, training_standard
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -43,14 +43,15 @@ def score_folds(
     options: BuildOptions,
 ) -> OutOfFold:
     """Score as ``out_of_fold.score_folds`` does, in one descent a fold, as many side by side as there are cores."""
-    task = _Task(spec.build(options), centre(X), y, int(y.max()) + 1, options)
+    task = _Task(spec.build(options), inputs_of(X, options), y, int(y.max()) + 1, options)
     scores = np.empty((len(values), len(y), 1 if task.k == 2 else task.k), dtype=np.float32)
     with folds_in_threads():
         if isinstance(task.model, _ridge()):
             return OutOfFold(scores, starts=_ridge_scores(task, values, folds, scores))
         by_value = _path_scores(task, values, folds, scores)
     notes = dict.fromkeys(note for found in by_value for note in _notes(found, task.model))
-    return OutOfFold(scores, tuple(notes), tuple(map(_mean, by_value)))
+    starts = None if options.steps.pca else tuple(map(_mean, by_value))  # folds have components of their own
+    return OutOfFold(scores, tuple(notes), starts)
 
 
 def fit_pipeline(
@@ -58,22 +59,21 @@ def fit_pipeline(
 ) -> tuple[Pipeline, tuple[str, ...]]:
     """Fit as ``out_of_fold.fit_pipeline`` does, from the mean of the folds' models where there is one."""
     from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
     k = int(y.max()) + 1
-    scale, model = StandardScaler(), spec.build(options).set_params(**{spec.setting: value})
+    model = spec.build(options).set_params(**{spec.setting: value})
     with threadpool_limits(1):
+        steps, A = fit_steps(X, options)
         if isinstance(start, System):
-            scale.fit(X)
             found = start.solve(value)
         elif isinstance(model, _ridge()):
-            found = direct_system(Rows(scale.fit_transform(X), y, _class_weights(y, k, options))).solve(value)
+            found = direct_system(Rows(A, y, _class_weights(y, k, options))).solve(value)
         else:
-            rows = Rows(scale.fit_transform(X), y, _class_weights(y, k, options))
+            rows = Rows(A, y, _class_weights(y, k, options))
             [(_, found)] = solve_path(rows, _kind(model), [value], start=start, **_limits(model))
     _fill(model, found, k)
-    return Pipeline([("scale", scale), ("model", model)]), _notes([found], model)
+    return Pipeline([*steps, ("model", model)]), _notes([found], model)
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,20 @@ class _Task:
     """What all folds share."""
 
     model: Any
-    centred: Centred
+    inputs: Inputs
     y: NDArray[np.int64]
     k: int
     options: BuildOptions
 
+    @property
+    def scaled_only(self) -> bool:
+        """Whether a fold's inputs are its rows, standardised."""
+        return self.inputs.steps.scale == "standard" and not self.inputs.steps.pca
+
     def standardised(self, train: NDArray[np.intp], test: NDArray[np.intp]) -> tuple[Rows, Floats]:
         """Give the rows to learn from and the features to score."""
-        rows = self.centred.X[train]
-        standard = training_standard(rows, self.centred.shift)
-        weights = _class_weights(self.y[train], self.k, self.options)
-        return Rows(standard.apply(rows), self.y[train], weights), standard.apply(self.centred.X[test])
+        A, held_out = self.inputs.fold(train, test)
+        return Rows(A, self.y[train], _class_weights(self.y[train], self.k, self.options)), held_out
 
 
 def _path_scores(
@@ -120,9 +123,9 @@ def _ridge_scores(
     from joblib import Parallel, delayed
 
     parallel = Parallel()
-    X, y = task.centred.X, task.y
+    X, y = task.inputs.centred.X, task.y
     few = min(len(train) for train, _ in folds) < X.shape[1]
-    if few or task.options.class_weight is not None:
+    if few or task.options.class_weight is not None or not task.scaled_only:
         prepared, system = parallel(delayed(_prepare_rows)(task, *fold) for fold in folds), None
     else:
         rest = np.setdiff1d(np.arange(len(y)), np.concatenate([test for _, test in folds]))
@@ -132,7 +135,7 @@ def _ridge_scores(
             delayed(_prepare_sums)(task, total, part, *fold) for part, fold in zip(parts, folds, strict=False)
         )
         spread = total.gram.diagonal() / total.rows
-        system, _ = fold_system(total, spread, task.centred, np.arange(len(y)), y)
+        system, _ = fold_system(total, spread, task.inputs.centred, np.arange(len(y)), y)
 
     def solve(i: int, test: NDArray[np.intp], system: System, held_out: Floats) -> None:
         scores[i, test] = system.solve(values[i]).scores(held_out)
@@ -154,8 +157,8 @@ def _prepare_sums(
     task: _Task, total: Moments, part: Moments, train: NDArray[np.intp], test: NDArray[np.intp]
 ) -> tuple[System, Floats]:
     spread = total.gram.diagonal() / total.rows
-    system, standard = fold_system(total.less(part), spread, task.centred, train, task.y)
-    return system, standard.apply(task.centred.X[test])
+    system, standard = fold_system(total.less(part), spread, task.inputs.centred, train, task.y)
+    return system, standard.apply(task.inputs.centred.X[test])
 
 
 def _ridge() -> type[Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import UnknownModelError
 from .settings import Setting
+from .steps import STANDARD, Steps
 
 if TYPE_CHECKING:
     from .out_of_fold import Solver
@@ -29,6 +30,8 @@ class BuildOptions:
     """seed of whatever is drawn at random"""
     class_weight: ClassWeight = None
     """``balanced`` weighs every class alike, None every row"""
+    steps: Steps = STANDARD
+    """what is done to the features before"""
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .folds import Fold
+from .inputs import inputs_of
 from .models import BuildOptions, ModelSpec
 from .nearest import class_means, smoothed_votes
 from .out_of_fold import OutOfFold, plain_fit
 from .settings import params_of
 from .solving import folds_in_threads
-from .standardise import centre, training_standard
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -40,15 +40,13 @@ def score_folds(
     """Score as ``out_of_fold.score_folds`` does, in one pass over a fold's rows for all settings."""
     from joblib import Parallel, delayed
 
-    k, centred = int(y.max()) + 1, centre(X)
+    k, inputs = int(y.max()) + 1, inputs_of(X, options)
     settings = [params_of(spec, value)[spec.setting] for value in values]
     scores = np.empty((len(values), len(y), 1 if k == 2 else k), dtype=np.float32)
     search: Callable[..., Scored] = _by_means if spec.name == "nearest_mean" else _by_neighbours
 
     def search_fold(train: NDArray[np.intp], test: NDArray[np.intp]) -> None:
-        rows = centred.X[train]
-        standard = training_standard(rows, centred.shift)
-        A, held_out = standard.apply(rows), standard.apply(centred.X[test])
+        A, held_out = inputs.fold(train, test)
         for i, block, found in search(A, y[train], held_out, k, settings, options):
             scores[i, test[block]] = found[:, 1:] - found[:, :1] if k == 2 else found
 

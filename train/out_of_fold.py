@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .folds import Fold
+from .inputs import fit_steps, inputs_of
 from .models import BuildOptions, ModelSpec
 from .settings import params_of
 from .solving import convergence_notes, folds_in_threads
@@ -91,6 +92,7 @@ def score_folds(
     options
         Seed and class weight.
     """
+    X = options.steps.by_row(X)
     if spec.solver is None:
         return plain_scores(spec, X, y, values=values, folds=folds, options=options)
     return spec.solver().score_folds(spec, X, y, values=values, folds=folds, options=options)
@@ -106,11 +108,18 @@ def fit_pipeline(
     Returns
     -------
     (Pipeline, notes)
-        A fitted pipeline of scikit-learn with the steps ``scale`` and ``model``, and solvers that did not converge.
+        A fitted pipeline of scikit-learn, its last steps ``scale``, perhaps ``pca``, and ``model``, and solvers that
+        did not converge.
     """
+    from sklearn.pipeline import Pipeline
+
+    X = options.steps.by_row(X)
     if spec.solver is None:
-        return plain_fit(spec, X, y, value=value, options=options)
-    return spec.solver().fit_pipeline(spec, X, y, value=value, options=options, start=start)
+        fitted, notes = plain_fit(spec, X, y, value=value, options=options)
+    else:
+        fitted, notes = spec.solver().fit_pipeline(spec, X, y, value=value, options=options, start=start)
+    before = options.steps.row_steps()
+    return (Pipeline([*((name, step.fit(X)) for name, step in before), *fitted.steps]) if before else fitted), notes
 
 
 def plain_scores(
@@ -127,10 +136,11 @@ def plain_scores(
 
     columns = 1 if (k := int(y.max()) + 1) == 2 else k
     scores = np.empty((len(values), len(y), columns), dtype=np.float32)
+    inputs = inputs_of(X, options)
 
     def fit_one(row: int, train: NDArray[np.intp], test: NDArray[np.intp]) -> None:
-        fitted = _fit(spec, X[train], y[train], values[row], options)
-        scores[row, test] = _scores(spec, fitted, X[test])
+        A, held_out = inputs.fold(train, test)
+        scores[row, test] = _scores(_fit(spec, A, y[train], values[row], options), held_out)
 
     with convergence_notes() as notes, folds_in_threads():
         Parallel()(delayed(fit_one)(row, *fold) for row in range(len(values)) for fold in folds)
@@ -141,17 +151,16 @@ def plain_fit(
     spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: Any, options: BuildOptions
 ) -> tuple[Pipeline, tuple[str, ...]]:
     """Fit as ``fit_pipeline`` does, by scikit-learn alone."""
-    with convergence_notes() as notes, folds_in_threads():
-        fitted = _fit(spec, X, y, value, options)
-    return fitted, tuple(notes)
-
-
-def _fit(spec: ModelSpec, X: Floats, y: NDArray[np.int64], value: Any, options: BuildOptions) -> Pipeline:
     from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    model = spec.build(options).set_params(**params_of(spec, value))
-    return Pipeline([("scale", StandardScaler()), ("model", model)]).fit(X, y, **_fit_params(spec, y, options))
+    with convergence_notes() as notes, folds_in_threads():
+        steps, A = fit_steps(X, options)
+        model = _fit(spec, A, y, value, options)
+    return Pipeline([*steps, ("model", model)]), tuple(notes)
+
+
+def _fit(spec: ModelSpec, A: Floats, y: NDArray[np.int64], value: Any, options: BuildOptions) -> Any:
+    return spec.build(options).set_params(**params_of(spec, value)).fit(A, y, **_fit_params(spec, y, options))
 
 
 def _fit_params(spec: ModelSpec, y: NDArray[np.int64], options: BuildOptions) -> dict[str, Any]:
@@ -160,10 +169,10 @@ def _fit_params(spec: ModelSpec, y: NDArray[np.int64], options: BuildOptions) ->
         return {}
     from sklearn.utils.class_weight import compute_sample_weight
 
-    return {"model__sample_weight": compute_sample_weight(options.class_weight, y)}
+    return {"sample_weight": compute_sample_weight(options.class_weight, y)}
 
 
-def _scores(spec: ModelSpec, fitted: Pipeline, X: Floats) -> NDArray[np.floating[Any]]:
+def _scores(fitted: Any, X: Floats) -> NDArray[np.floating[Any]]:
     """Give (n, k), or (n, 1) for two classes."""
     if hasattr(fitted, "decision_function"):
         scores = np.asarray(fitted.decision_function(X))

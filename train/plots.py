@@ -34,7 +34,7 @@ def plot_cells(cells: Sequence[Cell], metric: Metric, baseline: float) -> str:
     baseline
         The majority class's held-out score, drawn as a line.
     """
-    layers = list(dict.fromkeys(cell.layers for cell in sorted(cells, key=_depth)))
+    layers = list(dict.fromkeys(cell.inputs for cell in sorted(cells, key=_depth)))
     models = [name for name in MODELS if any(cell.model == name for cell in cells)]
     width = max(6.4, 1.2 + 0.42 * len(layers) * (len(models) + 1))
 
@@ -88,7 +88,7 @@ def _depth(cell: Cell) -> tuple[int, list[tuple[int, str]]]:
 def _bars(axes: Axes, cells: Sequence[Cell], layers: Sequence[str], metric: Metric, i: int, n_models: int) -> None:
     """Draw the bars of one model, beside those of the others."""
     width = 0.8 / n_models
-    where = [layers.index(cell.layers) + (i - (n_models - 1) / 2) * width for cell in cells]
+    where = [layers.index(cell.inputs) + (i - (n_models - 1) / 2) * width for cell in cells]
     means, stds = [cell.best.mean for cell in cells], [cell.best.std for cell in cells]
     spec = MODELS[cells[0].model]
     colour = PALETTE[i % len(PALETTE)]

@@ -25,6 +25,7 @@ from .models import MODELS
 from .plots import plot_cells, plot_confusion
 from .resampling import HEADLINES, Gap, Interval, draws_for
 from .result import TrainResult, rows_to_json
+from .steps import STANDARD
 from .svg import printable
 from .thumbnails import Thumbnail, make_thumbnail
 
@@ -105,6 +106,7 @@ def render_report(result: TrainResult, *, store: Path, bundle: Path, images: Pat
             (suspect, _thumbnail(images, suspect.id)) for suspect in result.evidence.checks.suspects[:MOST_DOUBTS]
         ],
         models=MODELS,
+        standard=STANDARD,
         lower_is_better=sign_of(result.metric) < 0,
         rows=rows_to_json(result.rows),
         mistakes=[(mistake, _thumbnail(images, mistake.id)) for mistake in mistakes[:MOST_MISTAKES]],

@@ -17,6 +17,7 @@ from .models import ClassWeight
 from .resampling import Comparison, Interval
 from .rows import LabelledRows
 from .search import GridPoint
+from .steps import STANDARD, Steps
 
 __all__ = ["Cell", "Predictions", "RunnerUp", "TrainResult", "intervals_to_json", "rows_to_json"]
 
@@ -31,6 +32,8 @@ class Cell:
     """numbers an image"""
     model: str
     """name of the model"""
+    steps: Steps
+    """what is done to the features before"""
     setting: str
     """name of its main setting"""
     best: GridPoint
@@ -50,6 +53,11 @@ class Cell:
         return " + ".join(self.columns)
 
     @property
+    def inputs(self) -> str:
+        """The layers, with the steps where they are not the standard scaler alone: ``layer4:avg (L2, standard)``."""
+        return self.layers if self.steps == STANDARD else f"{self.layers} ({self.steps})"
+
+    @property
     def params(self) -> dict[str, float]:
         """The chosen settings by name."""
         return {self.setting: self.best.value, **self.best.others}
@@ -60,6 +68,7 @@ class Cell:
             "columns": list(self.columns),
             "n_features": self.n_features,
             "model": self.model,
+            "steps": self.steps.to_json(),
             "params": self.params,
             "cv": {"mean": self.best.mean, "std": self.best.std, "grid": [point.to_json() for point in self.grid]},
             "held_out": self.evaluation.to_json(),

@@ -85,7 +85,7 @@ def test_the_final_model_is_the_libraries_own(k: int, components: int, tmp_path:
     X, y = clouds(k)
     point = (3, 0.2, 10, components)
     ours, notes = fit_pipeline(SPEC, X, y, value=point, options=BuildOptions())
-    assert [name for name, _ in ours.steps] == ["scale", *(["pca"] if components == 5 else []), "model"]
+    assert [name for name, _ in ours.steps] == ["scale", *(["components"] if components == 5 else []), "model"]
     assert type(ours["model"]) is XGBClassifier
     assert not notes
     expected = plain(point, X.shape[1], k).fit(X, y).predict_proba(X)
@@ -114,7 +114,7 @@ def test_fewer_rows_than_components_are_no_hindrance() -> None:
     found = score_folds(SPEC, X, y, values=[point], folds=folds_of(y), options=BuildOptions())
     fitted, _ = fit_pipeline(SPEC, X, y, value=point, options=BuildOptions())
     assert np.isfinite(found.scores).all()
-    assert fitted["pca"].n_components_ == 39
+    assert fitted["components"].n_components_ == 39
 
 
 def test_components_of_few_rows_are_those_of_the_covariance() -> None:
@@ -122,17 +122,17 @@ def test_components_of_few_rows_are_those_of_the_covariance() -> None:
     fitted, _ = fit_pipeline(SPEC, X, y, value=(2, 0.3, 5, 6), options=BuildOptions())
     A = StandardScaler().fit_transform(X.astype(np.float64))
     exact = PCA(6, svd_solver="covariance_eigh").fit(A)
-    overlap = np.abs((fitted["pca"].components_ * exact.components_).sum(axis=1))
+    overlap = np.abs((fitted["components"].components_ * exact.components_).sum(axis=1))
     np.testing.assert_allclose(overlap, 1, atol=1e-3)
 
 
 def test_many_features_are_reduced_by_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    from icecore.train import boosting
+    from icecore.train import inputs
 
     X, y = clouds(3)
     exact, _ = fit_pipeline(SPEC, X, y, value=(2, 0.3, 10, 4), options=BuildOptions())
-    monkeypatch.setattr(boosting, "EXACT_WIDTH", 10)
+    monkeypatch.setattr(inputs, "EXACT_WIDTH", 10)
     sampled, _ = fit_pipeline(SPEC, X, y, value=(2, 0.3, 10, 4), options=BuildOptions())
-    shares = [fitted["pca"].explained_variance_ratio_.sum() for fitted in (exact, sampled)]
+    shares = [fitted["components"].explained_variance_ratio_.sum() for fitted in (exact, sampled)]
     assert shares[1] > 0.98 * shares[0]
     assert (exact.predict(X) == sampled.predict(X)).mean() > 0.9
