@@ -66,6 +66,12 @@ def _pooling(value: Any) -> Any:
     return Pooling.parse(value).name
 
 
+def _none_or_several(value: int) -> int:
+    if value == 1:
+        raise ValueError("expected 0, for none, or at least 2")
+    return value
+
+
 def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
@@ -84,6 +90,7 @@ Grid = Annotated[
     Discriminator(lambda grid: "grid:named" if isinstance(grid, dict) else "grid:values"),
 ]
 Count = Annotated[int, Field(ge=0)]
+OuterFolds = Annotated[int, Field(ge=0, le=100), AfterValidator(_none_or_several)]
 T = TypeVar("T")
 OneOrMore = Annotated[tuple[T, ...], BeforeValidator(_listed), Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -246,6 +253,14 @@ class Train(_Section):
     """cross-validation folds on the training rows"""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss"] = "accuracy"
     """what the cross-validation chooses by"""
+    repeats: int = Field(1, ge=1, le=100)
+    """divisions into folds; each score is the mean over all"""
+    outer_folds: OuterFolds = 0
+    """folds of a nested cross-validation of the whole search, an unbiased score at that many times the time; 0: none"""
+    halving: Literal["auto", "always", "never"] = "auto"
+    """drop settings that are behind on the first folds; auto: in grids of more than 24"""
+    calibration: Literal["auto", "sigmoid", "isotonic"] = "auto"
+    """curves from scores to probabilities; auto: one temperature for models that have none, others keep their own"""
     class_weight: Literal["none", "balanced"] = "none"
     """balanced weighs classes alike, none rows"""
     grids: dict[ModelName, Grid] = Field({}, strict=False)

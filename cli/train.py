@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,10 @@ def train_from_config(config: TrainConfig) -> TrainResult:
         steps=every_combination(**dict(train.steps)),
         class_weight=None if train.class_weight == "none" else train.class_weight,
         folds=train.folds,
+        repeats=train.repeats,
+        outer_folds=train.outer_folds,
+        halving=train.halving,
+        calibration=None if train.calibration == "auto" else train.calibration,
         seed=train.seed,
         metric=train.metric,
         name=train.name,
@@ -132,11 +137,22 @@ def _text(result: TrainResult) -> str:
         "",
         f"chosen by cross-validation: {winner.model} on {winner.inputs}",
         f"held-out accuracy {winner.evaluation.accuracy:.4f} ({interval}); majority class {baseline.accuracy:.4f}",
+        *_nested(result),
         *_runner_up(result),
         *(f"note: {note}" for note in result.notes),
         f"bundle {result.bundles[0]}",
     ]
     return "\n".join([*lines, f"report {result.report}"] if result.report else lines)
+
+
+def _nested(result: TrainResult) -> list[str]:
+    """Say what the whole search gives on rows that no part of it saw."""
+    if result.nested is None:
+        return []
+    chosen = Counter(f"{fold.model} on {' + '.join(fold.columns)}" for fold in result.nested.folds)
+    choices = ", ".join(f"{what} ({count})" for what, count in chosen.most_common())
+    score = f"{result.nested.mean:.4f} +- {result.nested.std:.4f} over {len(result.nested.folds)} outer folds"
+    return [f"nested cross-validation of the whole search: {result.metric} {score}, which chose {choices}"]
 
 
 def _runner_up(result: TrainResult) -> list[str]:
@@ -153,8 +169,9 @@ def _runner_up(result: TrainResult) -> list[str]:
 def _say(progress: Progress) -> None:
     cell: Any = progress.cell
     if cell is not None:
+        outer = f"outer fold {progress.outer_fold}, " if progress.outer_fold else ""
         score = f"cv {cell.best.mean:.4f}, {cell.seconds:.1f} s"
-        echo(f"[{progress.done}/{progress.total}] {progress.model} on {cell.inputs}: {score}", err=True)
+        echo(f"[{progress.done}/{progress.total}] {outer}{progress.model} on {cell.inputs}: {score}", err=True)
 
 
 command = train

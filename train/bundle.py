@@ -1,8 +1,8 @@
 """A trained model with all that it needs to be trusted: a folder that appears whole or not at all.
 
 ``<models>/<name>/<time>-<8 hex>/`` holds ``steps.skops`` (preprocessing), ``model.skops`` or ``model.json``
-(XGBoost's own), perhaps ``report.html``, and ``card.json``, which names the sha256 of every other file and says
-what the model was trained on. Loading a bundle runs no code from it; see ``serial``.
+(XGBoost's own), perhaps ``calibration.skops`` and ``report.html``, and ``card.json``, which names the sha256 of every
+other file and says what the model was trained on. Loading a bundle runs no code from it; see ``serial``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from icecore.store import Column, Contract, StoreError
 from numpy.typing import ArrayLike, NDArray
 
 from . import serial
-from .bundle_format import CARD, FORMAT, FORMAT_VERSION, SKOPS_MODEL, STEPS, XGBOOST_MODEL, file_sha256, seal
+from .bundle_format import CARD, CURVES, FORMAT, FORMAT_VERSION, SKOPS_MODEL, STEPS, XGBOOST_MODEL, file_sha256, seal
+from .calibration_curves import Curves, scores_of
 from .errors import BundleError, FeatureMismatchError
 from .metrics import as_probabilities
 
@@ -43,6 +44,8 @@ class Bundle:
     """fitted preprocessing"""
     model: Any
     """fitted classifier"""
+    curves: Curves | None = None
+    """what turns its scores into probabilities, where that is not the model"""
 
     @property
     def width(self) -> int:
@@ -71,7 +74,10 @@ class Bundle:
         X = self._join(features)
         if not len(X):
             return np.zeros((0, len(self.classes)))
-        return as_probabilities(self.model.predict_proba(self.steps.transform(X)))
+        A = self.steps.transform(X)
+        if self.curves is not None:
+            return self.curves.proba(scores_of(self.model, A))
+        return as_probabilities(self.model.predict_proba(A))
 
     def predict(self, features: Mapping[str, ArrayLike] | ArrayLike) -> list[str]:
         """Give the label of the largest probability for each image, the first class on ties.
@@ -143,7 +149,8 @@ def load_bundle(path: Path | str) -> Bundle:
         if XGBOOST_MODEL in card["files"]
         else serial.load_skops(path / SKOPS_MODEL)
     )
-    bundle = Bundle(path, card, classes, columns, contract, serial.load_skops(path / STEPS), model)
+    curves = serial.load_skops(path / CURVES) if CURVES in card["files"] else None
+    bundle = Bundle(path, card, classes, columns, contract, serial.load_skops(path / STEPS), model, curves)
     _check_fit(bundle)
     return bundle
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CARD", "FORMAT", "FORMAT_VERSION", "SKOPS_MODEL", "STEPS", "XGBOOST_MODEL", "file_sha256", "seal"]
+__all__ = ["CARD", "CURVES", "FORMAT", "FORMAT_VERSION", "SKOPS_MODEL", "STEPS", "XGBOOST_MODEL", "file_sha256", "seal"]
 
 FORMAT = "icecore.bundle"
 """What ``card.json`` says it is."""
@@ -17,6 +17,8 @@ FORMAT_VERSION = 1
 CARD = "card.json"
 STEPS, SKOPS_MODEL, XGBOOST_MODEL = "steps.skops", "model.skops", "model.json"
 """Files of a bundle: preprocessing, and one of two kinds of model."""
+CURVES = "calibration.skops"
+"""File of the curves that turn scores into probabilities, where there are any."""
 
 
 def file_sha256(path: Path) -> str:

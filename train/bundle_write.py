@@ -15,7 +15,8 @@ from typing import Any
 from icecore.store.durable import make_folder, publish_folder
 
 from . import serial
-from .bundle_format import CARD, FORMAT, FORMAT_VERSION, SKOPS_MODEL, STEPS, XGBOOST_MODEL, file_sha256, seal
+from .bundle_format import CARD, CURVES, FORMAT, FORMAT_VERSION, SKOPS_MODEL, STEPS, XGBOOST_MODEL, file_sha256, seal
+from .calibration_curves import Curves
 from .errors import BundleError
 
 __all__ = ["new_bundle_id", "sweep_strays", "write_bundle"]
@@ -43,6 +44,7 @@ def write_bundle(
     steps: Any,
     model: Any,
     card: Mapping[str, Any],
+    curves: Curves | None = None,
     extra: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a bundle so that it is there whole, and durably, or not at all.
@@ -55,6 +57,8 @@ def write_bundle(
         Fitted preprocessing.
     model
         Fitted classifier, of scikit-learn or XGBoost.
+    curves
+        What turns the model's scores into probabilities, where it is not the model.
     card
         What to record; format, id, file checksums and a checksum of the card are added.
     extra
@@ -72,6 +76,8 @@ def write_bundle(
     temporary.mkdir()
     try:
         _write_files(temporary, steps, model, extra or {})
+        if curves is not None:
+            serial.save_skops(curves, temporary / CURVES)
         files = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
         body = {"format": FORMAT, "format_version": FORMAT_VERSION, "id": final.name, **card, "files": files}
         sealed = {**body, "card_sha256": seal(body)}

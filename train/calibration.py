@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Calibrated", "fit_temperature", "scaled_softmax"]
+__all__ = ["Calibrated", "fit_temperature", "log_softmax", "scaled_softmax"]
 
 LOG_BOUNDS = (-10.0, 10.0)
 """Range of the inverse temperature's natural logarithm, as in scikit-learn: scores that separate the rows wholly
@@ -58,7 +58,7 @@ def fit_temperature(scores: Floats, y: NDArray[np.int64]) -> float:
     log_beta = np.clip(-np.log(max(float(np.abs(logits).mean()), FLOOR)), low, high)
     for _ in range(STEPS):
         beta = np.exp(log_beta)
-        proba = np.exp(_log_softmax(beta * logits))
+        proba = np.exp(log_softmax(beta * logits))
         mean = (proba * logits).sum(axis=1)  # (n,)
         slope = mean.mean() - true  # of the loss, by beta; the loss is convex in it
         bend = max((proba * logits**2).sum(axis=1).mean() - (mean**2).mean(), 0.0)
@@ -75,7 +75,7 @@ def fit_temperature(scores: Floats, y: NDArray[np.int64]) -> float:
 
 def scaled_softmax(scores: Floats, inverse_temperature: float) -> Floats:
     """Give probabilities, (n, k), of scores (n,) or (n, k)."""
-    return np.asarray(np.exp(_log_softmax(inverse_temperature * _logits(scores))))
+    return np.asarray(np.exp(log_softmax(inverse_temperature * _logits(scores))))
 
 
 def _logits(scores: Floats) -> Floats:
@@ -84,6 +84,7 @@ def _logits(scores: Floats) -> Floats:
     return np.column_stack((-scores, scores)) if scores.ndim == 1 else scores
 
 
-def _log_softmax(logits: Floats) -> Floats:
+def log_softmax(logits: Floats) -> Floats:
+    """Give the logarithms of the probabilities, (n, k), whose logits these are."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

@@ -19,9 +19,11 @@ from .data import Dataset, Provenance, pin, read_dataset, read_provenance, read_
 from .errors import first_few
 from .evidence import Evidence, gather_evidence
 from .folds import Fold, make_folds
+from .grid_search import Halving
 from .labels import LabelSource
 from .metrics import Metric, evaluate, rank_of
 from .models import MODELS, BuildOptions, ModelSpec
+from .nested import Nested, OuterFold, nested_score
 from .result import Cell, Predictions
 from .rows import LabelledRows
 from .search import Fitted, fit_model, search_setting
@@ -52,6 +54,8 @@ class Progress:
     """preprocessing of the current cell"""
     cell: Cell | None
     """the finished cell; None when it is about to begin"""
+    outer_fold: int = 0
+    """fold of the nested cross-validation that the cell belongs to, from 1; 0 outside it"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,12 @@ class CellPlan:
     """grids to use instead of a model's own, by name"""
     folds: int
     """folds of the cross-validation"""
+    repeats: int
+    """divisions into folds that each score is the mean of"""
+    outer_folds: int
+    """folds of the nested cross-validation; 0 for none"""
+    halving: Halving
+    """whether settings that are behind are dropped before the last fold"""
     metric: Metric
     """what to choose by"""
     options: BuildOptions
@@ -102,6 +112,8 @@ class Run:
     """the version that all cells read"""
     evidence: Evidence
     """what stands beside the winner's scores"""
+    nested: Nested | None
+    """the whole search judged on rows that it never saw; None where it was not asked for"""
     notes: tuple[str, ...]
     """what a reader should know of the data"""
 
@@ -126,33 +138,72 @@ def train_cells(
     for layer in _flat(layers):  # a wrong name in the last entry must not cost the time of the others
         feature_set.resolve(layer)
     rows = read_rows(feature_set, tuple(_flat(layers)), labels=labels, split=split)
-    folds = _folds_of(rows, plan)
-    notes = dict.fromkeys(_notes_on_rows(rows))
-    report = _Reporter(progress, len(layers) * len(plan.steps) * len(plan.specs))
+    report = _Reporter(progress, len(layers) * len(plan.steps) * len(plan.specs) * (1 + plan.outer_folds))
+    divisions = _divisions_of(rows, plan)  # folds that cannot be made are told before any time is spent
+
+    def search_within(inner: LabelledRows, number: int) -> OuterFold:
+        report.outer_fold = number
+        _, [best], _ = _train_all(feature_set, layers, inner, plan, report, keep=1)
+        return _outer_fold(best.cell, plan.metric)
+
+    nested = None
+    if plan.outer_folds:
+        nested = nested_score(rows, folds=plan.outer_folds, seed=plan.options.seed, search=search_within)
+        report.outer_fold = 0
+    cells, kept, on_copies = _train_all(feature_set, layers, rows, plan, report, keep=None if keep_all else 2)
+    evidence = _evidence(feature_set, kept[0], rows, divisions[0], plan)
+    notes = dict.fromkeys((*_notes_on_rows(rows), *on_copies, *evidence.checks.notes()))
+    return Run(tuple(cells), tuple(kept), rows, read_provenance(feature_set), evidence, nested, tuple(notes))
+
+
+def _train_all(
+    feature_set: FeatureSet,
+    layers: Sequence[str | Sequence[str]],
+    rows: LabelledRows,
+    plan: CellPlan,
+    report: _Reporter,
+    *,
+    keep: int | None,
+) -> tuple[list[Cell], list[Trained], list[str]]:
+    """Give all cells and the best ``keep`` trained ones (None: all), best first, and notes on copies."""
+    divisions = _divisions_of(rows, plan)
     cells: list[Cell] = []
     kept: list[Trained] = []
+    notes: list[str] = []
     for selection in layers:
         data = read_dataset(feature_set, selection, rows)
-        notes |= dict.fromkeys(_notes_on_copies(data))
+        notes += _notes_on_copies(data)
         for steps, spec in product(plan.steps, plan.specs):
             report.begin(data, spec, steps)
-            trained = _train_cell(data, spec, steps, folds, plan)
+            trained = _train_cell(data, spec, steps, divisions, plan)
             report.end(data, spec, trained.cell)
             cells.append(trained.cell)
-            kept = sorted([*kept, trained], key=lambda item: _rank(item.cell, plan.metric))
-            kept = kept if keep_all else kept[:2]
-    cells.sort(key=lambda cell: _rank(cell, plan.metric))
-    evidence = _evidence(feature_set, kept[0], rows, folds, plan)
-    notes |= dict.fromkeys(evidence.checks.notes())
-    return Run(tuple(cells), tuple(kept), rows, read_provenance(feature_set), evidence, tuple(notes))
+            kept = sorted([*kept, trained], key=lambda item: _rank(item.cell, plan.metric))[:keep]
+    return sorted(cells, key=lambda cell: _rank(cell, plan.metric)), kept, notes
 
 
-def _train_cell(data: Dataset, spec: ModelSpec, steps: Steps, folds: Sequence[Fold], plan: CellPlan) -> Trained:
+def _outer_fold(cell: Cell, metric: Metric) -> OuterFold:
+    score = float(getattr(cell.evaluation, metric))
+    return OuterFold(cell.columns, str(cell.steps), cell.model, cell.params, cell.best.mean, cell.evaluation, score)
+
+
+def _train_cell(
+    data: Dataset, spec: ModelSpec, steps: Steps, divisions: Sequence[Sequence[Fold]], plan: CellPlan
+) -> Trained:
     start = time.perf_counter()
     X, y = data.training()
     options = replace(plan.options, steps=steps)
     grid = plan.grids.get(spec.name)
-    search = search_setting(spec, X, y, folds=folds, metric=plan.metric, options=options, grid=grid)
+    folds, *repeats = divisions
+    search = search_setting(
+        *(spec, X, y),
+        folds=folds,
+        repeats=repeats,
+        metric=plan.metric,
+        options=options,
+        grid=grid,
+        halving=plan.halving,
+    )
     fitted = fit_model(spec, X, y, value=search.best.point, folds=folds, options=options, found=search.found)
     X_held_out, y_held_out = data.held_out()
     proba = fitted.predict_proba(X_held_out)
@@ -169,7 +220,7 @@ def _train_cell(data: Dataset, spec: ModelSpec, steps: Steps, folds: Sequence[Fo
         notes=tuple(dict.fromkeys((*search.notes, *fitted.notes))),
     )
     predictions = Predictions(data.rows.held_out_ids, y_held_out, proba)
-    return Trained(cell, fitted, data.columns, predictions, search.proba(spec, fitted))
+    return Trained(cell, fitted, data.columns, predictions, search.proba(spec, y, options))
 
 
 def _evidence(
@@ -192,14 +243,18 @@ def _rank(cell: Cell, metric: Metric) -> tuple[float, int, int, str]:
     return -rank_of(metric, cell.best.mean), cell.n_features, _SIMPLICITY[cell.model], cell.layers
 
 
-def _folds_of(rows: LabelledRows, plan: CellPlan) -> tuple[Fold, ...]:
-    return make_folds(
-        rows.y_train,
-        classes=rows.classes,
-        folds=plan.folds,
-        seed=plan.options.seed,
-        groups=rows.train_groups,
-    )
+def _divisions_of(rows: LabelledRows, plan: CellPlan) -> list[tuple[Fold, ...]]:
+    """Divide the training rows into folds, once a repeat."""
+    return [
+        make_folds(
+            rows.y_train,
+            classes=rows.classes,
+            folds=plan.folds,
+            seed=plan.options.seed + repeat,
+            groups=rows.train_groups,
+        )
+        for repeat in range(plan.repeats)
+    ]
 
 
 def _notes_on_rows(rows: LabelledRows) -> Iterator[str]:
@@ -232,6 +287,7 @@ class _Reporter:
 
     def __init__(self, progress: Callable[[Progress], None] | None, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
+        self.outer_fold = 0
 
     def begin(self, data: Dataset, spec: ModelSpec, steps: Steps) -> None:
         self._send(data, spec, steps, None)
@@ -244,4 +300,4 @@ class _Reporter:
     def _send(self, data: Dataset, spec: ModelSpec, steps: Steps, cell: Cell | None) -> None:
         if self._progress is not None:
             layers = " + ".join(column.name for column in data.columns)
-            self._progress(Progress(self._done, self._total, layers, spec.name, steps, cell))
+            self._progress(Progress(self._done, self._total, layers, spec.name, steps, cell, self.outer_fold))

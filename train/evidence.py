@@ -19,7 +19,7 @@ from .folds import Fold
 from .metrics import Metric, sign_of
 from .models import BuildOptions, ModelSpec
 from .out_of_fold import score_folds
-from .search import score_by_fold
+from .scoring import score_by_fold
 from .settings import Point
 
 __all__ = ["Evidence", "LearningPoint", "gather_evidence", "learning_curve"]
@@ -124,7 +124,7 @@ def learning_curve(
     for share in SHARES:
         parts = [(_part(order, share), test) for order, (_, test) in zip(orders, folds, strict=True)]
         found = score_folds(spec, X, y, values=(value,), folds=parts, options=options)
-        scores = sign_of(metric) * score_by_fold(spec, found.scores[0], y, parts, metric)
+        scores = sign_of(metric) * score_by_fold(spec, found.scores[0], y, parts, metric, options)
         rows = round(np.mean([len(train) for train, _ in parts]))
         points.append(LearningPoint(rows, float(scores.mean()), float(scores.std())))
     return tuple({point.rows: point for point in points}.values())

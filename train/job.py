@@ -14,12 +14,14 @@ from typing import Any, Literal, get_args
 from icecore.store import FeatureStore
 
 from .bundle_write import new_bundle_id, sweep_strays, write_bundle
+from .calibration_curves import CurveMethod
 from .card import make_card
 from .cells import CellPlan, Progress, Trained, train_cells
 from .errors import ReportError, TrainError, UnknownModelError
+from .grid_search import Halving
 from .labels import LabelSource
 from .metrics import METRICS, Metric, majority_baseline
-from .models import MODELS, BuildOptions, ClassWeight, model_spec
+from .models import MODELS, BuildOptions, ClassWeight, ModelSpec, model_spec
 from .resampling import Interval, bootstrap_intervals, compare_models
 from .result import RunnerUp, TrainResult
 from .rows import LabelledRows
@@ -49,7 +51,11 @@ def train_models(
     grids: Mapping[str, Grid] | None = None,
     steps: Steps | Sequence[Steps] = STANDARD,
     class_weight: ClassWeight = None,
+    calibration: CurveMethod | None = None,
     folds: int = 5,
+    repeats: int = 1,
+    outer_folds: int = 0,
+    halving: Halving = "auto",
     seed: int = 0,
     metric: Metric = "accuracy",
     name: str = "default",
@@ -84,8 +90,19 @@ def train_models(
         What is done to the features before a model: scaler, norm, components. Of several, each makes cells of its own.
     class_weight
         ``balanced`` weighs classes alike, None rows.
+    calibration
+        ``sigmoid`` or ``isotonic`` turns every model's scores into probabilities by a curve a class, fitted on
+        out-of-fold scores. By default models without probabilities get one temperature, and others keep theirs.
     folds
         Folds of the cross-validation, at least 2.
+    repeats
+        Divisions into folds; scores are means over all.
+    outer_folds
+        Folds of a nested cross-validation of the whole search on the training rows, which multiplies the time; 0
+        for none.
+    halving
+        Whether settings that are behind on the first folds are dropped: ``auto`` in grids of more than 24,
+        ``always`` or ``never``.
     seed
         Seed of folds and models.
     metric
@@ -123,7 +140,21 @@ def train_models(
     >>> result = train_models("features", "photos", layers=["layer3", "layer4"])  # doctest: +SKIP
     >>> print(result.winner.model, result.winner.evaluation.accuracy)  # doctest: +SKIP
     """
-    plan = _make_plan(models, grids, steps, class_weight, folds, seed, metric)
+    if metric not in METRICS:
+        raise UnknownModelError("metric", metric, METRICS)
+    _check_counts(folds, repeats, outer_folds)
+    _check_choices(calibration=(calibration, (None, *get_args(CurveMethod))), halving=(halving, get_args(Halving)))
+    plan = CellPlan(
+        specs=_specs(models, grids or {}),
+        steps=_tried(steps),
+        grids=grids or {},
+        folds=folds,
+        repeats=repeats,
+        outer_folds=outer_folds,
+        halving=halving,
+        metric=metric,
+        options=BuildOptions(seed=seed, class_weight=class_weight, calibration=calibration),
+    )
     _check_run(layers, name, save)
     if report:
         from .report import require_extra
@@ -149,14 +180,17 @@ def train_models(
         baseline=majority_baseline(run.rows.y_train, run.rows.y_held_out, run.rows.classes),
         metric=metric,
         folds=folds,
+        repeats=repeats,
         seed=seed,
         class_weight=class_weight,
+        calibration=calibration,
         rows=run.rows,
         provenance=run.provenance,
         predictions=run.kept[0].predictions,
         intervals=tuple(_intervals(item, run.rows, seed) for item in saved),
         runner_up=_runner_up(run.kept, run.rows, seed),
         evidence=run.evidence,
+        nested=run.nested,
         notes=run.notes,
         bundles=(),
         report=None,
@@ -183,29 +217,35 @@ def _runner_up(kept: Sequence[Trained], rows: LabelledRows, seed: int) -> Runner
     return RunnerUp(kept[1].cell, comparison)
 
 
-def _make_plan(
-    models: Sequence[str],
-    grids: Mapping[str, Grid] | None,
-    steps: Steps | Sequence[Steps],
-    class_weight: ClassWeight,
-    folds: int,
-    seed: int,
-    metric: Metric,
-) -> CellPlan:
-    if metric not in METRICS:
-        raise UnknownModelError("metric", metric, METRICS)
-    if folds < 2:
-        raise TrainError(f"folds: at least 2, found {folds}")
+def _specs(models: Sequence[str], grids: Mapping[str, Grid]) -> tuple[ModelSpec, ...]:
     specs = tuple(model_spec(model) for model in dict.fromkeys(models))
     if not specs:
         raise TrainError(f"models: name at least one of {', '.join(MODELS)}")
-    for model, grid in (grids or {}).items():
+    for model, grid in grids.items():
         check_grid(model_spec(model), grid)
-    options = BuildOptions(seed=seed, class_weight=class_weight)
+    return specs
+
+
+def _tried(steps: Steps | Sequence[Steps]) -> tuple[Steps, ...]:
     tried = (steps,) if isinstance(steps, Steps) else tuple(dict.fromkeys(steps))
     if not tried:
         raise TrainError("steps: give at least one Steps(), or leave it out")
-    return CellPlan(specs, tried, grids or {}, folds, metric, options)
+    return tried
+
+
+def _check_counts(folds: int, repeats: int, outer_folds: int) -> None:
+    if folds < 2:
+        raise TrainError(f"folds: at least 2, found {folds}")
+    if repeats < 1:
+        raise TrainError(f"repeats: at least 1, found {repeats}")
+    if outer_folds < 0 or outer_folds == 1:
+        raise TrainError(f"outer_folds: at least 2, or 0 for none, found {outer_folds}")
+
+
+def _check_choices(**choices: tuple[Any, Sequence[Any]]) -> None:
+    for name, (found, known) in choices.items():
+        if found not in known:
+            raise TrainError(f"{name}: one of {', '.join(map(str, known))}, found {found!r}")
 
 
 def _check_run(layers: Sequence[str | Sequence[str]], name: str, save: str) -> None:
@@ -244,6 +284,7 @@ def _save(
             path,
             steps=item.fitted.steps,
             model=item.fitted.model,
+            curves=item.fitted.curves,
             card=make_card(result, item.cell, item.columns, intervals=intervals, config=config),
             extra={REPORT: page} if page and path == bundles[0] else {},
         )

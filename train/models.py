@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from .calibration_curves import CurveMethod
 from .errors import UnknownModelError
 from .settings import Setting
 from .steps import STANDARD, Steps
@@ -32,6 +33,8 @@ class BuildOptions:
     """``balanced`` weighs every class alike, None every row"""
     steps: Steps = STANDARD
     """what is done to the features before"""
+    calibration: CurveMethod | None = None
+    """curves that turn scores into probabilities; None: a temperature where the model has none of its own"""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration_curves import scores_of
 from .folds import Fold
 from .inputs import fit_steps, inputs_of
 from .models import BuildOptions, ModelSpec
@@ -140,7 +141,7 @@ def plain_scores(
 
     def fit_one(row: int, train: NDArray[np.intp], test: NDArray[np.intp]) -> None:
         A, held_out = inputs.fold(train, test)
-        scores[row, test] = _scores(_fit(spec, A, y[train], values[row], options), held_out)
+        scores[row, test] = scores_of(_fit(spec, A, y[train], values[row], options), held_out)
 
     with convergence_notes() as notes, folds_in_threads():
         Parallel()(delayed(fit_one)(row, *fold) for row in range(len(values)) for fold in folds)
@@ -170,13 +171,3 @@ def _fit_params(spec: ModelSpec, y: NDArray[np.int64], options: BuildOptions) ->
     from sklearn.utils.class_weight import compute_sample_weight
 
     return {"sample_weight": compute_sample_weight(options.class_weight, y)}
-
-
-def _scores(fitted: Any, X: Floats) -> NDArray[np.floating[Any]]:
-    """Give (n, k), or (n, 1) for two classes."""
-    if hasattr(fitted, "decision_function"):
-        scores = np.asarray(fitted.decision_function(X))
-        return scores[:, None] if scores.ndim == 1 else scores
-    proba = np.asarray(fitted.predict_proba(X), dtype=np.float64)
-    logits = np.log(np.maximum(proba, np.finfo(np.float32).tiny))
-    return logits[:, 1:] - logits[:, :1] if logits.shape[1] == 2 else logits

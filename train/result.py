@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration_curves import CurveMethod
 from .data import Provenance
 from .evidence import Evidence
 from .metrics import Evaluation, Metric
 from .models import ClassWeight
+from .nested import Nested
 from .resampling import Comparison, Interval
 from .rows import LabelledRows
 from .search import GridPoint
@@ -122,10 +124,14 @@ class TrainResult:
     """what the cells are ordered and chosen by"""
     folds: int
     """folds of the cross-validation"""
+    repeats: int
+    """divisions into folds that each cross-validated score is the mean of"""
     seed: int
     """seed of folds and models"""
     class_weight: ClassWeight
     """how classes were weighed"""
+    calibration: CurveMethod | None
+    """curves that give the probabilities; None: each model's own, or one temperature"""
     rows: LabelledRows
     """classes, split, and what was left out"""
     provenance: Provenance
@@ -138,6 +144,8 @@ class TrainResult:
     """how the next best cell compares with the winner; None where there is one cell"""
     evidence: Evidence
     """the state of the data, the learning curve, and a map of the winner's features"""
+    nested: Nested | None
+    """the whole search judged on rows that it never saw; None where it was not asked for"""
     notes: tuple[str, ...]
     """what a reader should know of the data"""
     bundles: tuple[Path, ...]
@@ -160,8 +168,11 @@ class TrainResult:
             "baseline": self.baseline.to_json(),
             "metric": self.metric,
             "folds": self.folds,
+            "repeats": self.repeats,
             "seed": self.seed,
             "class_weight": self.class_weight,
+            "calibration": self.calibration,
+            "nested": None if self.nested is None else self.nested.to_json(),
             "classes": list(self.rows.classes),
             "rows": rows_to_json(self.rows),
             "set": self.provenance.set_name,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .errors import DatasetError, first_few
 from .labels import FolderLabels, LabelSource, Match, match_labels
-from .splits import GivenSplit, HashSplit, Split, SplitRule, split_rows
+from .splits import GivenSplit, HashSplit, Split, SplitRule, split_digest, split_rows
 
 __all__ = ["LabelledRows", "label_rows"]
 
@@ -65,6 +65,20 @@ class LabelledRows:
         if self.groups is None:
             return None
         return tuple(group for group, train in zip(self.groups, self.train.tolist(), strict=True) if not train)
+
+    def within(self, train: NDArray[np.intp], held_out: NDArray[np.intp], description: str) -> LabelledRows:
+        """Give some of these rows, by position, divided anew; the classes stay."""
+        kept = np.sort(np.concatenate((train, held_out)))
+        is_train = np.isin(kept, train)
+        ids = tuple(self.ids[i] for i in kept.tolist())
+        return replace(
+            self,
+            ids=ids,
+            y=self.y[kept],
+            train=is_train,
+            groups=None if self.groups is None else tuple(self.groups[i] for i in kept.tolist()),
+            split=Split(is_train, description, split_digest(ids, is_train)),
+        )
 
     @property
     def train_digest(self) -> str:

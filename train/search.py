@@ -1,7 +1,7 @@
-"""Choose a model's main setting by cross-validation, then fit it on all training rows.
+"""Choose a model's settings by cross-validation, then fit it on all training rows.
 
-Only training rows ever come here. The scaler is fitted inside each fold, and the folds (with their groups) that
-choose a setting are also those that calibrate its probabilities.
+Only training rows ever come here. The folds (with their groups) that choose a setting also calibrate its
+probabilities.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .calibration import Calibrated, fit_temperature, scaled_softmax
+from .calibration import Calibrated, fit_temperature
+from .calibration_curves import Curves, fit_curves, scores_of
 from .folds import Fold
-from .metrics import Metric, as_probabilities, metric_score, rank_of, sign_of
+from .grid_search import Halving, score_grid
+from .metrics import Metric, as_probabilities, rank_of, sign_of
 from .models import BuildOptions, ModelSpec
 from .out_of_fold import OutOfFold, fit_pipeline, score_folds
+from .scoring import as_decided, probabilities_by
 from .settings import Grid, Point, grid_points, params_of
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-__all__ = ["Fitted", "GridPoint", "Search", "fit_model", "score_by_fold", "search_setting"]
+__all__ = ["Fitted", "GridPoint", "Search", "fit_model", "search_setting"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class GridPoint:
     """standard deviation over the folds"""
     others: Mapping[str, float] = field(default_factory=dict)
     """values of the settings that are searched beside the main one, by name"""
+    folds: int | None = None
+    """folds that it was tried on where it was dropped before the last; None: all"""
 
     @property
     def point(self) -> Point:
@@ -46,7 +51,8 @@ class GridPoint:
 
     def to_json(self) -> dict[str, float]:
         """Give the point as plain JSON values, the other settings by name."""
-        return {"value": self.value, **self.others, "mean": self.mean, "std": self.std}
+        dropped = {} if self.folds is None else {"folds": self.folds}
+        return {"value": self.value, **self.others, "mean": self.mean, "std": self.std, **dropped}
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,10 @@ class Search:
     found: OutOfFold
     """out-of-fold scores of the chosen setting alone, (1, n, k)"""
 
-    def proba(self, spec: ModelSpec, fitted: Fitted) -> NDArray[np.float64]:
+    def proba(self, spec: ModelSpec, y: NDArray[np.int64], options: BuildOptions) -> NDArray[np.float64]:
         """Give the probabilities, (n, k), that training rows get from models that never saw their fold."""
         scores = self.found.scores[0]
-        if not spec.has_probabilities:
-            return scaled_softmax(_as_calibrated(scores), fitted.model.inverse_temperature)
-        return scaled_softmax(_logits(scores), 1.0)
+        return probabilities_by(spec, scores, y, options)(scores)
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,18 @@ class Fitted:
     steps: Pipeline
     """fitted preprocessing: float32 (n, D) in and out"""
     model: Any
-    """fitted classifier over the integers 0 to k - 1, with ``predict_proba``"""
+    """fitted classifier over the integers 0 to k - 1, with ``predict_proba`` unless there are curves"""
     notes: tuple[str, ...]
     """solvers that did not converge"""
+    curves: Curves | None = None
+    """what turns the model's scores into probabilities, where that was asked for"""
 
     def predict_proba(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         """Give the probability of each class, (n, k), for raw features (n, D)."""
-        return as_probabilities(self.model.predict_proba(self.steps.transform(X)))
+        A = self.steps.transform(X)
+        if self.curves is not None:
+            return self.curves.proba(scores_of(self.model, A))
+        return as_probabilities(self.model.predict_proba(A))
 
 
 def search_setting(
@@ -95,8 +104,10 @@ def search_setting(
     metric: Metric,
     options: BuildOptions,
     grid: Grid | None = None,
+    repeats: Sequence[Sequence[Fold]] = (),
+    halving: Halving = "auto",
 ) -> Search:
-    """Choose the main setting of a model by cross-validation.
+    """Choose the settings of a model by cross-validation.
 
     Parameters
     ----------
@@ -115,18 +126,20 @@ def search_setting(
     grid
         Values of the main setting to try instead of the model's own, or of several settings by name; the simplest
         first.
+    repeats
+        Other divisions of the same rows into folds, for repeated cross-validation.
+    halving
+        Whether values that are behind are dropped before the last fold; see ``grid_search``.
     """
     values = grid_points(spec, grid)
-    found = score_folds(spec, X, y, values=values, folds=folds, options=options)
-    table = [score_by_fold(spec, scores, y, folds, metric) for scores in found.scores]
-    points = tuple(
-        _grid_point(spec, value, float(sign_of(metric) * row.mean()), float(row.std()))
-        for value, row in zip(values, table, strict=True)
+    scored = score_grid(
+        spec, X, y, values=values, divisions=(folds, *repeats), metric=metric, options=options, halving=halving
     )
-    ranks = [rank_of(metric, point.mean) for point in points]
-    best = ranks.index(max(ranks))  # the first, so the simplest, on ties
-    notes = (*found.notes, *_edge_notes(spec, points[best], points))
-    return Search(points[best], points, notes, found.only(best))
+    points = tuple(_grid_point(spec, value, row, metric) for value, row in zip(values, scored.table, strict=True))
+    ranks = [rank_of(metric, points[i].mean) for i in scored.finished.tolist()]
+    best = int(scored.finished[ranks.index(max(ranks))])  # the first, so the simplest, on ties
+    notes = (*scored.notes, *_edge_notes(spec, points[best], points))
+    return Search(points[best], points, notes, scored.out_of_fold(best))
 
 
 def fit_model(
@@ -142,7 +155,8 @@ def fit_model(
     """Fit scaler and model on all training rows, with probabilities.
 
     Models that give scores only are calibrated by one temperature, fitted on the scores that each row gets from
-    a scaler and model that saw neither it nor its group; see ``calibration``.
+    a scaler and model that saw neither it nor its group; see ``calibration``. With ``options.calibration`` all models
+    are calibrated by curves instead; see ``calibration_curves``.
 
     Parameters
     ----------
@@ -161,50 +175,26 @@ def fit_model(
     found
         Out-of-fold scores of the same value and folds, as ``Search`` keeps them; by default they are found anew.
     """
-    if found is None and not spec.has_probabilities:
+    calibrated = options.calibration is not None or not spec.has_probabilities
+    if found is None and calibrated:
         found = score_folds(spec, X, y, values=(value,), folds=folds, options=options)
     start = found.starts[0] if found and found.starts else None
     pipeline, notes = fit_pipeline(spec, X, y, value=value, options=options, start=start)
-    model = pipeline["model"]
-    if found and not spec.has_probabilities:
-        model = Calibrated(model, fit_temperature(_as_calibrated(found.scores[0]), y))
+    model, curves = pipeline["model"], None
+    if found and calibrated:
         notes = (*found.notes, *notes)
-    return Fitted(pipeline[:-1], model, tuple(dict.fromkeys(notes)))
+        if options.calibration is None:
+            model = Calibrated(model, fit_temperature(as_decided(found.scores[0]), y))
+        else:
+            curves = fit_curves(options.calibration, found.scores[0], y, are_logits=spec.has_probabilities)
+    return Fitted(pipeline[:-1], model, tuple(dict.fromkeys(notes)), curves)
 
 
-def score_by_fold(
-    spec: ModelSpec, scores: NDArray[np.float32], y: NDArray[np.int64], folds: Sequence[Fold], metric: Metric
-) -> NDArray[np.float64]:
-    """Score one value on each fold, (folds,), larger is better.
-
-    The temperature that a fold is scored with comes from the out-of-fold scores of the other folds.
-    """
-    if metric != "log_loss":
-        called = scores.argmax(axis=1) if scores.shape[1] > 1 else (scores[:, 0] > 0).astype(np.int64)
-        return np.array([metric_score(metric, y[test], called[test], None) for _, test in folds])
-    if spec.has_probabilities:
-        logits = _logits(scores)
-        probas = [scaled_softmax(logits[test], 1.0) for _, test in folds]
-    else:
-        margins = _as_calibrated(scores)
-        betas = [fit_temperature(margins[train], y[train]) for train, _ in folds]
-        probas = [scaled_softmax(margins[test], beta) for (_, test), beta in zip(folds, betas, strict=True)]
-    return np.array([metric_score(metric, y[test], None, p) for (_, test), p in zip(folds, probas, strict=True)])
-
-
-def _logits(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Give one logit a class, (n, k), of the scores of a model with probabilities."""
-    return (np.column_stack((np.zeros_like(scores), scores)) if scores.shape[1] == 1 else scores).astype(np.float64)
-
-
-def _as_calibrated(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Give the scores as scikit-learn's ``decision_function`` does: (n,) for two classes."""
-    return (scores[:, 0] if scores.shape[1] == 1 else scores).astype(np.float64)
-
-
-def _grid_point(spec: ModelSpec, value: Point, mean: float, std: float) -> GridPoint:
+def _grid_point(spec: ModelSpec, value: Point, scores: NDArray[np.float64], metric: Metric) -> GridPoint:
     main, *others = params_of(spec, value).items()
-    return GridPoint(main[1], mean, std, dict(others))
+    tried = scores[~np.isnan(scores)]
+    folds = None if len(tried) == len(scores) else len(tried)
+    return GridPoint(main[1], float(sign_of(metric) * tried.mean()), float(tried.std()), dict(others), folds)
 
 
 def _edge_notes(spec: ModelSpec, best: GridPoint, points: Sequence[GridPoint]) -> Iterator[str]:

@@ -23,6 +23,7 @@ __all__ = [
     "Split",
     "SplitRule",
     "hash_share",
+    "split_digest",
     "split_rows",
 ]
 
@@ -95,7 +96,7 @@ def split_rows(
         train, description = _by_name(ids, names or {})
     _check_sides(train, description)
     _check_groups(train, ids, groups, description)
-    return Split(train=train, description=description, digest=_digest(ids, train))
+    return Split(train=train, description=description, digest=split_digest(ids, train))
 
 
 def hash_share(key: str) -> float:
@@ -150,7 +151,8 @@ def _check_groups(train: NDArray[np.bool_], ids: Sequence[str], groups: Mapping[
         )
 
 
-def _digest(ids: Sequence[str], train: NDArray[np.bool_]) -> str:
+def split_digest(ids: Sequence[str], train: NDArray[np.bool_]) -> str:
+    """Give sha256, in hex, over the sorted ids, each with its side."""
     digest = hashlib.sha256()
     for image, side in sorted(zip(ids, train.tolist(), strict=True)):
         digest.update(image.encode("utf-8", "surrogateescape") + (b"\0train\n" if side else b"\0held-out\n"))
