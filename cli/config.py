@@ -26,7 +26,7 @@ from .loading import ConfigError, load_config
 
 __all__ = ["ConfigError", "ExtractConfig", "Source", "TrainConfig", "load_config"]
 
-ModelName = Literal["logistic_regression", "linear_svm", "ridge", "nearest_mean", "knn", "rbf_svm", "xgboost"]
+ModelName = Literal["logistic_regression", "linear_svm", "ridge", "nearest_mean", "knn", "rbf_svm", "mlp", "xgboost"]
 
 
 def _below_config(value: Any, info: ValidationInfo) -> Any:

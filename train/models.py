@@ -94,6 +94,12 @@ def _nearest() -> Solver:
     return nearest_search
 
 
+def _mlp_solver() -> Solver:
+    from . import mlp_search
+
+    return mlp_search
+
+
 def _boosting() -> Solver:
     from . import boosting
 
@@ -136,6 +142,12 @@ def _rbf_svm(options: BuildOptions) -> Any:
     from .pairwise import PairwiseSVC
 
     return PairwiseSVC(gamma="scale", decision_function_shape="ovo", cache_size=500, class_weight=options.class_weight)
+
+
+def _mlp(options: BuildOptions) -> Any:
+    from sklearn.neural_network import MLPClassifier
+
+    return MLPClassifier(random_state=options.seed)
 
 
 def _xgboost(options: BuildOptions) -> Any:
@@ -223,6 +235,21 @@ _TABLE = (
         takes_class_weight=True,
         solver=_kernel,
         also=(Setting("gamma_scale", float, (0.1, 0.3, 1.0), 1.0),),
+    ),
+    ModelSpec(
+        name="mlp",
+        title="MLP head",
+        setting="epochs",
+        kind=int,
+        grid=(5, 10, 20),
+        build=_mlp,
+        has_probabilities=True,
+        takes_class_weight=False,
+        solver=_mlp_solver,
+        also=(
+            Setting("hidden", int, (256,), 256),
+            Setting("alpha", float, (10.0, 1.0), 1.0),
+        ),
     ),
     ModelSpec(
         name="xgboost",

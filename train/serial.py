@@ -48,6 +48,7 @@ TRUSTED_TYPES = frozenset(
         "sklearn.decomposition._pca.PCA",
         "sklearn.linear_model._logistic.LogisticRegression",
         "sklearn.linear_model._ridge.RidgeClassifier",
+        "sklearn.neural_network._multilayer_perceptron.MLPClassifier",
         "sklearn.pipeline.Pipeline",
         "sklearn.preprocessing._data.Normalizer",
         "sklearn.preprocessing._data.StandardScaler",
