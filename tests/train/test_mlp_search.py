@@ -54,7 +54,7 @@ def test_balanced_classes_count_alike() -> None:
         for weight in (None, "balanced")
     )
     recalls = [(called[y == 1] == 1).mean() for called in (plain, balanced)]
-    assert recalls[1] > recalls[0] + 0.3
+    assert recalls[1] > recalls[0] + 0.2
 
 
 def test_fewer_rows_than_a_batch_and_one_seed_one_network(tmp_path: Path) -> None:
