@@ -128,11 +128,13 @@ def train_cells(
     split: SplitRule | None = None,
     version: int | str | None = None,
     keep_all: bool = False,
+    with_plots: bool = True,
     progress: Callable[[Progress], None] | None = None,
 ) -> Run:
     """Train all cells and order them.
 
-    Parameters are those of ``train_models``; ``keep_all`` keeps every fitted model, not only the two best.
+    Parameters are those of ``train_models``; ``keep_all`` keeps every fitted model, not only the two best;
+    ``with_plots`` finds what only a report draws.
     """
     feature_set = pin(store, set_name, version)
     for layer in _flat(layers):  # a wrong name in the last entry must not cost the time of the others
@@ -151,7 +153,7 @@ def train_cells(
         nested = nested_score(rows, folds=plan.outer_folds, seed=plan.options.seed, search=search_within)
         report.outer_fold = 0
     cells, kept, on_copies = _train_all(feature_set, layers, rows, plan, report, keep=None if keep_all else 2)
-    evidence = _evidence(feature_set, kept[0], rows, divisions[0], plan)
+    evidence = _evidence(feature_set, kept[0], rows, divisions[0], plan, with_plots=with_plots)
     notes = dict.fromkeys((*_notes_on_rows(rows), *on_copies, *evidence.checks.notes()))
     return Run(tuple(cells), tuple(kept), rows, read_provenance(feature_set), evidence, nested, tuple(notes))
 
@@ -224,7 +226,13 @@ def _train_cell(
 
 
 def _evidence(
-    feature_set: FeatureSet, winner: Trained, rows: LabelledRows, folds: Sequence[Fold], plan: CellPlan
+    feature_set: FeatureSet,
+    winner: Trained,
+    rows: LabelledRows,
+    folds: Sequence[Fold],
+    plan: CellPlan,
+    *,
+    with_plots: bool,
 ) -> Evidence:
     data = read_dataset(feature_set, [column.name for column in winner.columns], rows)
     return gather_evidence(
@@ -235,6 +243,8 @@ def _evidence(
         metric=plan.metric,
         options=replace(plan.options, steps=winner.cell.steps),
         out_of_fold=winner.out_of_fold,
+        best=winner.cell.best,
+        with_plots=with_plots,
     )
 
 

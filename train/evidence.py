@@ -20,6 +20,7 @@ from .metrics import Metric, sign_of
 from .models import BuildOptions, ModelSpec
 from .out_of_fold import score_folds
 from .scoring import score_by_fold
+from .search import GridPoint
 from .settings import Point
 
 __all__ = ["Evidence", "LearningPoint", "gather_evidence", "learning_curve"]
@@ -49,9 +50,9 @@ class Evidence:
     checks: Checks
     """copies across the split, doubtful labels, dead features, tiny classes"""
     learning: tuple[LearningPoint, ...]
-    """fewest rows first, the last one with all"""
+    """fewest rows first, the last one with all; empty where no report is made"""
     map: FeatureMap | None
-    """None where there is a single feature"""
+    """None where there is a single feature, or no report is made"""
 
     def to_json(self) -> dict[str, Any]:
         """Give what a caller prints or keeps, as plain JSON values; the map is for the report alone."""
@@ -67,6 +68,8 @@ def gather_evidence(
     metric: Metric,
     options: BuildOptions,
     out_of_fold: NDArray[np.floating[Any]],
+    best: GridPoint | None = None,
+    with_plots: bool = True,
 ) -> Evidence:
     """Look at the winner's data.
 
@@ -80,8 +83,11 @@ def gather_evidence(
         Of the run.
     out_of_fold : (m, k) float
         Its probabilities of the training rows, each from a model that never saw its fold.
+    best
+        Its cross-validated score, the learning curve's last point; found anew where it is not given.
+    with_plots
+        Whether to find what is only drawn, the learning curve and the map, which cost more than many a search.
     """
-    X, y = data.training()
     rows = data.rows
     return Evidence(
         checks=run_checks(
@@ -91,9 +97,22 @@ def gather_evidence(
             folds=len(folds),
             out_of_fold=out_of_fold,
         ),
-        learning=learning_curve(spec, X, y, value=value, folds=folds, metric=metric, options=options),
-        map=feature_map(data.X, rows.train, seed=options.seed) if data.X.shape[1] > 1 else None,
+        learning=_learning(data, spec, value, folds, metric, options, best) if with_plots else (),
+        map=feature_map(data.X, rows.train, seed=options.seed) if with_plots and data.X.shape[1] > 1 else None,
     )
+
+
+def _learning(
+    data: Dataset,
+    spec: ModelSpec,
+    value: Point,
+    folds: Sequence[Fold],
+    metric: Metric,
+    options: BuildOptions,
+    best: GridPoint | None,
+) -> tuple[LearningPoint, ...]:
+    X, y = data.training()
+    return learning_curve(spec, X, y, value=value, folds=folds, metric=metric, options=options, best=best)
 
 
 def learning_curve(
@@ -105,6 +124,7 @@ def learning_curve(
     folds: Sequence[Fold],
     metric: Metric,
     options: BuildOptions,
+    best: GridPoint | None = None,
 ) -> tuple[LearningPoint, ...]:
     """Score a setting on the same folds, trained on growing parts of their training rows.
 
@@ -118,14 +138,19 @@ def learning_curve(
         Their classes.
     spec, value, folds, metric, options
         As ``search_setting`` takes them; one value.
+    best
+        Its score with all rows, where that is known.
     """
     orders = [_by_class(train, y, options.seed) for train, _ in folds]
     points = []
     for share in SHARES:
         parts = [(_part(order, share), test) for order, (_, test) in zip(orders, folds, strict=True)]
+        rows = round(np.mean([len(train) for train, _ in parts]))
+        if share == 1 and best is not None:
+            points.append(LearningPoint(rows, best.mean, best.std))
+            continue
         found = score_folds(spec, X, y, values=(value,), folds=parts, options=options)
         scores = sign_of(metric) * score_by_fold(spec, found.scores[0], y, parts, metric, options)
-        rows = round(np.mean([len(train) for train, _ in parts]))
         points.append(LearningPoint(rows, float(scores.mean()), float(scores.std())))
     return tuple({point.rows: point for point in points}.values())
 

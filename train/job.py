@@ -172,6 +172,7 @@ def train_models(
             split=split,
             version=version,
             keep_all=save == "all",
+            with_plots=report,
             progress=progress,
         )
     saved = run.kept if save == "all" else run.kept[:1]
