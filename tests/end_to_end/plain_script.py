@@ -56,6 +56,20 @@ def make_shrunken_means(threshold: float) -> Any:
     return ShrunkenMeans(shrink_threshold=threshold, priors="empirical")
 
 
+def make_network(params: dict[str, float], seed: int) -> Any:
+    """A hidden layer, trained for some epochs whose order of rows goes on from one to the next."""
+    from sklearn.neural_network import MLPClassifier
+
+    class Network(MLPClassifier):  # type: ignore[misc]
+        def fit(self, X: np.ndarray, y: np.ndarray) -> Network:
+            self.set_params(random_state=np.random.RandomState(seed), batch_size=64)
+            for _ in range(int(params["epochs"])):
+                self.partial_fit(X, y, classes=np.unique(y))
+            return self
+
+    return Network((int(params["hidden"]),), alpha=params["alpha"])
+
+
 def make_components(width: int) -> Any:
     """Principal components, fewer than there are rows."""
     from sklearn.decomposition import PCA
@@ -89,6 +103,8 @@ def make_classifier(kind: str, params: dict[str, float], seed: int, X: np.ndarra
         model = make_shrunken_means(value)
     elif kind == "knn":
         model = KNeighborsClassifier(int(value), weights="distance", metric="cosine")
+    elif kind == "mlp":
+        model = make_network(params, seed)
     elif kind == "xgboost":
         width = min(X.shape[1], int(params.pop("n_components")))
         steps += [make_components(width)] if width < X.shape[1] else []

@@ -7,93 +7,22 @@ extraction.
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from icecore.store import FeatureStore
 from icecore.train import load_bundle
 from sklearn import metrics
 
+from .conftest import run_plain, write_config
+
 LAYERS = ("features.6", "features.13", "features.18")
 WIDTHS = (32, 96, 1280)
-MODELS = ("logistic_regression", "linear_svm", "ridge", "nearest_mean", "knn", "rbf_svm", "xgboost")
-PLAIN = Path(__file__).with_name("plain_script.py")
+MODELS = ("logistic_regression", "linear_svm", "ridge", "nearest_mean", "knn", "rbf_svm", "mlp", "xgboost")
 SEED, FOLDS = 0, 5
-
-CONFIG = """
-store = "features"
-set = "hymenoptera"
-[source]
-folder = {folder}
-extensions = [".jpg", ".jpeg"]
-[backbone]
-name = "mobilenet_v2"
-weights = {weights}
-layers = ["features.6", "features.13", "features.18"]
-dtype = "{dtype}"
-[compute]
-device = "cpu"
-batch_size = 16
-threads = 1
-[train]
-layers = ["features.6", "features.13", "features.18"]
-save = "all"
-report = false
-"""
-
-
-def write_config(folder: Path, assets: Path, *, images: Path, dtype: str) -> Path:
-    weights = json.dumps(str(assets / "weights/mobilenet_v2_features.pth"))
-    path = folder / "job.toml"
-    path.write_text(CONFIG.format(folder=json.dumps(str(images)), weights=weights, dtype=dtype))
-    return path
-
-
-def run_plain(*arguments: str | Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, str(PLAIN), *map(str, arguments)], env=environment)
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
-    """Gives a folder that one test process fills and all of them read."""
-    base = tmp_path_factory.getbasetemp()
-    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-    def shared(name: str, fill: Callable[[Path], None]) -> Path:
-        folder = root / name
-        with FileLock(root / f"{name}.lock"):
-            if not (folder / "filled").exists():
-                folder.mkdir()
-                fill(folder)
-                (folder / "filled").touch()
-        return folder
-
-    return shared
-
-
-@pytest.fixture(scope="session")
-def work(assets: Path, jobs: Any, shared: Any) -> Path:
-    """Folder with ``plain.npz``, the plain script's features, and ``features``, icecore's store of the same photos."""
-    data, weights = assets / "data/hymenoptera", assets / "weights/mobilenet_v2_features.pth"
-
-    def fill(folder: Path) -> None:
-        config = write_config(folder, assets, images=data, dtype="float32")
-        with run_plain("features", data, weights, folder / "plain.npz") as plain:
-            done = jobs.command(["extract", config, "--json"], folder)
-        assert (plain.returncode, done.code) == (0, 0), done.err
-        (folder / "extract.json").write_text(json.dumps(done.facts))
-
-    folder: Path = shared("witness", fill)
-    return folder
 
 
 @pytest.fixture(scope="session")
