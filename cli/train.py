@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .config import Source, TrainConfig
 
-__all__ = ["command", "leaderboard", "train_from_config"]
+__all__ = ["as_of", "command", "leaderboard", "search_options", "train_from_config"]
 
 
 @make_command(example="icecore train configs/experiment.toml --set train.folds=3")
@@ -35,45 +35,56 @@ def train(config: Path, overrides: tuple[str, ...]) -> Outcome:
 def train_from_config(config: TrainConfig) -> TrainResult:
     """Run the training that a config describes."""
     from icecore.store import FeatureStore
-    from icecore.train import CsvLabels, FolderLabels, GivenSplit, HashSplit, every_combination, train_models
+    from icecore.train import train_models
 
-    labels, train = config.labels, config.train
+    train = config.train
     layers = train.layers
     with FeatureStore.open(config.store) as store:
         features = store[config.set]
         if train.version is not None:
-            features = _as_of(features, train.version)
+            features = as_of(features, train.version)
         layers = layers or tuple(column.name for column in features.columns)
     return train_models(
         config.store,
         config.set,
         layers=layers,
-        models=train.models,
-        labels=FolderLabels(labels.layout)
-        if labels.csv is None
-        else CsvLabels(labels.csv, unknown=labels.unknown, missing=labels.missing),
-        version=train.version,
-        split=HashSplit(config.split.held_out) if config.split.by == "hash" else GivenSplit(),
-        grids=dict(train.grids.items()),
-        steps=every_combination(**dict(train.steps)),
-        class_weight=None if train.class_weight == "none" else train.class_weight,
-        folds=train.folds,
-        repeats=train.repeats,
         outer_folds=train.outer_folds,
-        halving=train.halving,
-        calibration=None if train.calibration == "auto" else train.calibration,
-        seed=train.seed,
-        metric=train.metric,
-        name=train.name,
         save=train.save,
-        report=train.report,
-        images=_image_folder(config.source),
-        config=config.model_dump(mode="json"),
         progress=_say,
+        **search_options(config),
     )
 
 
-def _as_of(features: FeatureSet, version: int | str) -> FeatureSet:
+def search_options(config: TrainConfig) -> dict[str, Any]:
+    """Give what ``train_models`` and ``sweep_models`` take alike."""
+    from icecore.train import CsvLabels, FolderLabels, GivenSplit, HashSplit, every_combination
+
+    labels, train = config.labels, config.train
+    return {
+        "models": train.models,
+        "labels": FolderLabels(labels.layout)
+        if labels.csv is None
+        else CsvLabels(labels.csv, unknown=labels.unknown, missing=labels.missing),
+        "version": train.version,
+        "split": HashSplit(config.split.held_out) if config.split.by == "hash" else GivenSplit(),
+        "grids": dict(train.grids.items()),
+        "steps": every_combination(**dict(train.steps)),
+        "class_weight": None if train.class_weight == "none" else train.class_weight,
+        "folds": train.folds,
+        "repeats": train.repeats,
+        "halving": train.halving,
+        "calibration": None if train.calibration == "auto" else train.calibration,
+        "seed": train.seed,
+        "metric": train.metric,
+        "name": train.name,
+        "report": train.report,
+        "images": _image_folder(config.source),
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def as_of(features: FeatureSet, version: int | str) -> FeatureSet:
+    """Give a set as of a version that the config names."""
     from icecore.store import VersionNotFoundError
 
     from .config import ConfigError

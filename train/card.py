@@ -68,7 +68,7 @@ def make_card(
         "cv": cell.to_json()["cv"],
         "held_out": {**cell.evaluation.to_json(), "intervals": intervals_to_json(intervals)},
         "baseline": result.baseline.to_json(),
-        "chosen_among": len(result.cells),
+        "chosen_among": result.chosen_among,
         "seconds": round(cell.seconds, 3),
         "notes": [*result.notes, *cell.notes],
         "config": dict(config or {}),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -15,27 +15,25 @@ import numpy as np
 from icecore.store import Column, FeatureSet, FeatureStore
 from numpy.typing import NDArray
 
-from .data import Dataset, Provenance, pin, read_dataset, read_provenance, read_rows
-from .errors import first_few
+from .data import Dataset, Provenance, pin, read_dataset, read_provenance
 from .evidence import Evidence, gather_evidence
-from .folds import Fold, make_folds
+from .folds import Fold
 from .grid_search import Halving
 from .labels import LabelSource
-from .metrics import Metric, evaluate, rank_of
+from .metrics import Metric, evaluate
 from .models import MODELS, BuildOptions, ModelSpec
 from .nested import Nested, OuterFold, nested_score
 from .result import Cell, Predictions
 from .rows import LabelledRows
-from .search import Fitted, fit_model, search_setting
+from .search import Fitted, Search, fit_model, search_setting
 from .settings import Grid
+from .shared import divide, notes_on_copies, notes_on_rows, rank_key, share_rows
 from .splits import SplitRule
 from .steps import Steps
 
-__all__ = ["CellPlan", "Progress", "Run", "Trained", "train_cells"]
+__all__ = ["CellPlan", "Progress", "Run", "Trained", "search_cell", "train_cells", "train_rows"]
 
 log = logging.getLogger(__name__)
-
-_SIMPLICITY = {name: i for i, name in enumerate(MODELS)}
 
 
 @dataclass(frozen=True)
@@ -137,11 +135,23 @@ def train_cells(
     ``with_plots`` finds what only a report draws.
     """
     feature_set = pin(store, set_name, version)
-    for layer in _flat(layers):  # a wrong name in the last entry must not cost the time of the others
-        feature_set.resolve(layer)
-    rows = read_rows(feature_set, tuple(_flat(layers)), labels=labels, split=split)
+    rows = share_rows(feature_set, layers, labels=labels, split=split)
+    return train_rows(feature_set, rows, layers, plan=plan, keep_all=keep_all, with_plots=with_plots, progress=progress)
+
+
+def train_rows(
+    feature_set: FeatureSet,
+    rows: LabelledRows,
+    layers: Sequence[str | Sequence[str]],
+    *,
+    plan: CellPlan,
+    keep_all: bool = False,
+    with_plots: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+) -> Run:
+    """Train all cells on rows that every one of these layers, of a pinned set, covers."""
     report = _Reporter(progress, len(layers) * len(plan.steps) * len(plan.specs) * (1 + plan.outer_folds))
-    divisions = _divisions_of(rows, plan)  # folds that cannot be made are told before any time is spent
+    divisions = divide(rows, plan)  # folds that cannot be made are told before any time is spent
 
     def search_within(inner: LabelledRows, number: int) -> OuterFold:
         report.outer_fold = number
@@ -154,7 +164,7 @@ def train_cells(
         report.outer_fold = 0
     cells, kept, on_copies = _train_all(feature_set, layers, rows, plan, report, keep=None if keep_all else 2)
     evidence = _evidence(feature_set, kept[0], rows, divisions[0], plan, with_plots=with_plots)
-    notes = dict.fromkeys((*_notes_on_rows(rows), *on_copies, *evidence.checks.notes()))
+    notes = dict.fromkeys((*notes_on_rows(rows), *on_copies, *evidence.checks.notes()))
     return Run(tuple(cells), tuple(kept), rows, read_provenance(feature_set), evidence, nested, tuple(notes))
 
 
@@ -168,13 +178,13 @@ def _train_all(
     keep: int | None,
 ) -> tuple[list[Cell], list[Trained], list[str]]:
     """Give all cells and the best ``keep`` trained ones (None: all), best first, and notes on copies."""
-    divisions = _divisions_of(rows, plan)
+    divisions = divide(rows, plan)
     cells: list[Cell] = []
     kept: list[Trained] = []
     notes: list[str] = []
     for selection in layers:
         data = read_dataset(feature_set, selection, rows)
-        notes += _notes_on_copies(data)
+        notes += notes_on_copies(data)
         for steps, spec in product(plan.steps, plan.specs):
             report.begin(data, spec, steps)
             trained = _train_cell(data, spec, steps, divisions, plan)
@@ -189,24 +199,36 @@ def _outer_fold(cell: Cell, metric: Metric) -> OuterFold:
     return OuterFold(cell.columns, str(cell.steps), cell.model, cell.params, cell.best.mean, cell.evaluation, score)
 
 
+def search_cell(
+    X: NDArray[np.float32],
+    y: NDArray[np.int64],
+    spec: ModelSpec,
+    steps: Steps,
+    *,
+    divisions: Sequence[Sequence[Fold]],
+    plan: CellPlan,
+) -> Search:
+    """Choose a model's settings by cross-validation on raw features, (n, D), and classes, (n,), of training rows."""
+    folds, *repeats = divisions
+    return search_setting(
+        *(spec, X, y),
+        folds=folds,
+        repeats=repeats,
+        metric=plan.metric,
+        options=replace(plan.options, steps=steps),
+        grid=plan.grids.get(spec.name),
+        halving=plan.halving,
+    )
+
+
 def _train_cell(
     data: Dataset, spec: ModelSpec, steps: Steps, divisions: Sequence[Sequence[Fold]], plan: CellPlan
 ) -> Trained:
     start = time.perf_counter()
     X, y = data.training()
+    search = search_cell(X, y, spec, steps, divisions=divisions, plan=plan)
     options = replace(plan.options, steps=steps)
-    grid = plan.grids.get(spec.name)
-    folds, *repeats = divisions
-    search = search_setting(
-        *(spec, X, y),
-        folds=folds,
-        repeats=repeats,
-        metric=plan.metric,
-        options=options,
-        grid=grid,
-        halving=plan.halving,
-    )
-    fitted = fit_model(spec, X, y, value=search.best.point, folds=folds, options=options, found=search.found)
+    fitted = fit_model(spec, X, y, value=search.best.point, folds=divisions[0], options=options, found=search.found)
     X_held_out, y_held_out = data.held_out()
     proba = fitted.predict_proba(X_held_out)
     cell = Cell(
@@ -249,47 +271,7 @@ def _evidence(
 
 
 def _rank(cell: Cell, metric: Metric) -> tuple[float, int, int, str]:
-    """Order of the leaderboard: best score, fewer features, simpler model, name; then as they were tried."""
-    return -rank_of(metric, cell.best.mean), cell.n_features, _SIMPLICITY[cell.model], cell.layers
-
-
-def _divisions_of(rows: LabelledRows, plan: CellPlan) -> list[tuple[Fold, ...]]:
-    """Divide the training rows into folds, once a repeat."""
-    return [
-        make_folds(
-            rows.y_train,
-            classes=rows.classes,
-            folds=plan.folds,
-            seed=plan.options.seed + repeat,
-            groups=rows.train_groups,
-        )
-        for repeat in range(plan.repeats)
-    ]
-
-
-def _notes_on_rows(rows: LabelledRows) -> Iterator[str]:
-    """Give what was left out, and what the scores cannot tell."""
-    for images, what in (
-        (rows.match.failed, "images left out because they could not be extracted, for all layers or for one"),
-        (rows.match.unknown, "labels skipped because their images are not in the store"),
-        (rows.match.missing, "images skipped because they have no label"),
-    ):
-        if images:
-            yield f"{what}: {len(images):,} ({first_few(images)})"
-    present = set(np.unique(rows.y_held_out).tolist())
-    if absent := [label for i, label in enumerate(rows.classes) if i not in present]:
-        yield f"no held-out image of class {first_few(absent)}: the scores say nothing about it"
-
-
-def _notes_on_copies(data: Dataset) -> Iterator[str]:
-    if copies := data.repeated_held_out():
-        what = "held-out images with the very features of a training image, which flatter the scores"
-        yield f"{what}: {len(copies):,} ({first_few(copies)})"
-
-
-def _flat(layers: Sequence[str | Sequence[str]]) -> Iterator[str]:
-    for selection in layers:
-        yield from [selection] if isinstance(selection, str) else selection
+    return rank_key(metric, mean=cell.best.mean, n_features=cell.n_features, model=cell.model, layers=cell.layers)
 
 
 class _Reporter:

@@ -16,20 +16,21 @@ from icecore.store import FeatureStore
 from .bundle_write import new_bundle_id, sweep_strays, write_bundle
 from .calibration_curves import CurveMethod
 from .card import make_card
-from .cells import CellPlan, Progress, Trained, train_cells
-from .errors import ReportError, TrainError, UnknownModelError
+from .cells import CellPlan, Progress, Run, Trained, train_cells
+from .errors import ReportError, TrainError
 from .grid_search import Halving
 from .labels import LabelSource
-from .metrics import METRICS, Metric, majority_baseline
-from .models import MODELS, BuildOptions, ClassWeight, ModelSpec, model_spec
+from .metrics import Metric, majority_baseline
+from .models import MODELS, ClassWeight
+from .plan import check_name, make_plan
 from .resampling import Interval, bootstrap_intervals, compare_models
 from .result import RunnerUp, TrainResult
 from .rows import LabelledRows
-from .settings import Grid, check_grid
+from .settings import Grid
 from .splits import SplitRule
 from .steps import STANDARD, Steps
 
-__all__ = ["REPORT", "train_models"]
+__all__ = ["REPORT", "conclude", "train_models"]
 
 log = logging.getLogger(__name__)
 
@@ -140,20 +141,18 @@ def train_models(
     >>> result = train_models("features", "photos", layers=["layer3", "layer4"])  # doctest: +SKIP
     >>> print(result.winner.model, result.winner.evaluation.accuracy)  # doctest: +SKIP
     """
-    if metric not in METRICS:
-        raise UnknownModelError("metric", metric, METRICS)
-    _check_counts(folds, repeats, outer_folds)
-    _check_choices(calibration=(calibration, (None, *get_args(CurveMethod))), halving=(halving, get_args(Halving)))
-    plan = CellPlan(
-        specs=_specs(models, grids or {}),
-        steps=_tried(steps),
-        grids=grids or {},
+    plan = make_plan(
+        models=models,
+        grids=grids,
+        steps=steps,
+        class_weight=class_weight,
+        calibration=calibration,
         folds=folds,
         repeats=repeats,
         outer_folds=outer_folds,
         halving=halving,
+        seed=seed,
         metric=metric,
-        options=BuildOptions(seed=seed, class_weight=class_weight, calibration=calibration),
     )
     _check_run(layers, name, save)
     if report:
@@ -176,15 +175,44 @@ def train_models(
             progress=progress,
         )
     saved = run.kept if save == "all" else run.kept[:1]
+    return conclude(run, plan, saved, folder=folder, store_path=store_path, report=report, images=images, config=config)
+
+
+def conclude(
+    run: Run,
+    plan: CellPlan,
+    saved: Sequence[Trained],
+    *,
+    folder: Path,
+    store_path: Path | str,
+    report: bool,
+    images: Path | str | None,
+    config: Mapping[str, Any] | None,
+    chosen_among: int | None = None,
+) -> TrainResult:
+    """Write the bundles of a finished run, and the report of its winner; parameters are those of ``train_models``.
+
+    Parameters
+    ----------
+    run, plan
+        What was trained, and how.
+    saved
+        Cells to make bundles of, best first.
+    folder
+        Where the bundles go.
+    chosen_among
+        Number of cells that the winner was chosen from; by default those of the run.
+    """
+    seed = plan.options.seed
     result = TrainResult(
         cells=run.cells,
         baseline=majority_baseline(run.rows.y_train, run.rows.y_held_out, run.rows.classes),
-        metric=metric,
-        folds=folds,
-        repeats=repeats,
+        metric=plan.metric,
+        folds=plan.folds,
+        repeats=plan.repeats,
         seed=seed,
-        class_weight=class_weight,
-        calibration=calibration,
+        class_weight=plan.options.class_weight,
+        calibration=plan.options.calibration,
         rows=run.rows,
         provenance=run.provenance,
         predictions=run.kept[0].predictions,
@@ -195,6 +223,7 @@ def train_models(
         notes=run.notes,
         bundles=(),
         report=None,
+        chosen_among=len(run.cells) if chosen_among is None else chosen_among,
     )
     bundles = tuple(folder / new_bundle_id() for _ in saved)
     page, failure = _render(result, store_path, bundles[0], images) if report else (b"", None)
@@ -218,42 +247,10 @@ def _runner_up(kept: Sequence[Trained], rows: LabelledRows, seed: int) -> Runner
     return RunnerUp(kept[1].cell, comparison)
 
 
-def _specs(models: Sequence[str], grids: Mapping[str, Grid]) -> tuple[ModelSpec, ...]:
-    specs = tuple(model_spec(model) for model in dict.fromkeys(models))
-    if not specs:
-        raise TrainError(f"models: name at least one of {', '.join(MODELS)}")
-    for model, grid in grids.items():
-        check_grid(model_spec(model), grid)
-    return specs
-
-
-def _tried(steps: Steps | Sequence[Steps]) -> tuple[Steps, ...]:
-    tried = (steps,) if isinstance(steps, Steps) else tuple(dict.fromkeys(steps))
-    if not tried:
-        raise TrainError("steps: give at least one Steps(), or leave it out")
-    return tried
-
-
-def _check_counts(folds: int, repeats: int, outer_folds: int) -> None:
-    if folds < 2:
-        raise TrainError(f"folds: at least 2, found {folds}")
-    if repeats < 1:
-        raise TrainError(f"repeats: at least 1, found {repeats}")
-    if outer_folds < 0 or outer_folds == 1:
-        raise TrainError(f"outer_folds: at least 2, or 0 for none, found {outer_folds}")
-
-
-def _check_choices(**choices: tuple[Any, Sequence[Any]]) -> None:
-    for name, (found, known) in choices.items():
-        if found not in known:
-            raise TrainError(f"{name}: one of {', '.join(map(str, known))}, found {found!r}")
-
-
 def _check_run(layers: Sequence[str | Sequence[str]], name: str, save: str) -> None:
     if isinstance(layers, str) or not layers or not all(layers):
         raise TrainError(f"layers: a list of layers, or of lists of layers to join, found {layers!r}")
-    if not name or name.startswith(".") or Path(name).name != name:
-        raise TrainError(f"name: bundles need a plain folder name, found {name!r}")
+    check_name(name)
     if save not in get_args(Save):
         raise TrainError(f"save: {' or '.join(get_args(Save))}, found {save!r}")
 

@@ -32,7 +32,7 @@ from .thumbnails import Thumbnail, make_thumbnail
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["Mistake", "render_report", "require_extra", "worst_mistakes"]
+__all__ = ["Mistake", "page_environment", "render_report", "require_extra", "worst_mistakes"]
 
 MOST_MISTAKES = 24
 """Mistakes shown, the surest ones."""
@@ -92,7 +92,7 @@ def render_report(result: TrainResult, *, store: Path, bundle: Path, images: Pat
     """
     winner = result.winner
     mistakes = worst_mistakes(result)
-    page = _environment().get_template("report.html.jinja")
+    page = page_environment().get_template("report.html.jinja")
     return page.render(
         result=result,
         winner=winner,
@@ -173,7 +173,8 @@ def _thumbnail(images: Path | None, image: str) -> Thumbnail:
     return make_thumbnail(images / image) if images is not None else Thumbnail("", "")
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Give what renders the pages of this room: everything escaped, bytes that are not UTF-8 shown as such."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 

@@ -152,6 +152,8 @@ class TrainResult:
     """folders of the saved bundles, in the order of the cells; the first is the winner's"""
     report: Path | None
     """the report, inside the winner's bundle; None when none was asked for"""
+    chosen_among: int
+    """number of cells that the winner was chosen from"""
 
     @property
     def winner(self) -> Cell:
