@@ -36,6 +36,7 @@ COMMANDS = {
     "layers": "List a network's layers with their shapes and pooled widths.",
     "predict": "Label images with a trained bundle.",
     "store": "Look into a feature store and keep it in order.",
+    "sweep": "Compare layers, poolings and models on stored features: one leaderboard.",
     "train": "Train classifiers on stored features and write a report.",
 }
 """Subcommand -> one line of help; its module in this package has the same name and holds it under ``command``."""
@@ -46,6 +47,7 @@ icecore demo                           # the whole job on bundled digits
 icecore layers resnet18                # what can be extracted
 icecore extract experiment.toml        # images -> features, incremental
 icecore train experiment.toml          # features -> classifiers -> report.html
+icecore sweep experiment.toml          # layers x poolings x models -> leaderboard
 icecore predict BUNDLE photos/         # new images -> labels
 """
 """``\\b`` keeps click from filling the lines of the paragraph that follows."""

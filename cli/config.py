@@ -275,8 +275,17 @@ class Train(_Section):
     """write report.html beside the bundle"""
 
 
+class Sweep(_Section):
+    """How a sweep goes over what ``train`` lists."""
+
+    keep: int = Field(0, ge=0)
+    """layers that go on to the costly models, the first of the quick pass; 0: all"""
+    out: Annotated[ConfigPath | None, Field(strict=False)] = None
+    """folder of the leaderboard; by default in the store, under sweeps/NAME/"""
+
+
 class ExtractConfig(_Section):
-    """What ``icecore extract`` reads; ``train``, ``labels`` and ``split`` may stand in the same file."""
+    """What ``icecore extract`` reads; ``train``, ``labels``, ``split`` and ``sweep`` may stand in the same file."""
 
     store: Annotated[ConfigPath, Field(strict=False)]
     """folder of the feature store"""
@@ -290,10 +299,11 @@ class ExtractConfig(_Section):
     labels: Labels | None = None
     split: Split | None = None
     train: Train | None = None
+    sweep: Sweep | None = None
 
 
 class TrainConfig(_Section):
-    """What ``icecore train`` reads; the sections of ``extract`` may stand in the same file."""
+    """What ``icecore train`` and ``icecore sweep`` read; the sections of ``extract`` may stand in the same file."""
 
     store: Annotated[ConfigPath, Field(strict=False)]
     """folder of the feature store"""
@@ -302,6 +312,7 @@ class TrainConfig(_Section):
     labels: Labels = Labels()
     split: Split = Split()
     train: Train = Train()
+    sweep: Sweep = Sweep()
     source: Source | None = None
     backbone: Backbone | None = None
     preprocess: Preprocess | None = None

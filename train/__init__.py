@@ -33,6 +33,9 @@ from .result import Cell, TrainResult
 from .rows import LabelledRows
 from .splits import GivenSplit, HashSplit, split_rows
 from .steps import Steps, every_combination
+from .sweep import sweep_models
+from .sweep_result import LayerScore, SweepCell, SweepResult
+from .sweep_search import SweepProgress
 
 __all__ = [
     "METRICS",
@@ -52,12 +55,16 @@ __all__ = [
     "LabelError",
     "LabelledRows",
     "Labels",
+    "LayerScore",
     "MissingExtraError",
     "Probe",
     "Progress",
     "ReportError",
     "SplitError",
     "Steps",
+    "SweepCell",
+    "SweepProgress",
+    "SweepResult",
     "TrainError",
     "TrainResult",
     "UnknownModelError",
@@ -69,5 +76,6 @@ __all__ = [
     "load_dataset",
     "probe_features",
     "split_rows",
+    "sweep_models",
     "train_models",
 ]

@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-WHOLE = ("experiment", "nightly", "demo")
+WHOLE = ("experiment", "nightly", "demo", "sweep")
 FOR_TRAINING = ("grouped", "balanced")
 """Examples of one stage: the features are there already."""
 

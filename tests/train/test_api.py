@@ -22,6 +22,7 @@ def test_the_offer_is_this() -> None:
         "LabelError",
         "LabelledRows",
         "Labels",
+        "LayerScore",
         "METRICS",
         "MODELS",
         "MissingExtraError",
@@ -30,6 +31,9 @@ def test_the_offer_is_this() -> None:
         "ReportError",
         "SplitError",
         "Steps",
+        "SweepCell",
+        "SweepProgress",
+        "SweepResult",
         "TrainError",
         "TrainResult",
         "UnknownModelError",
@@ -41,6 +45,7 @@ def test_the_offer_is_this() -> None:
         "load_dataset",
         "probe_features",
         "split_rows",
+        "sweep_models",
         "train_models",
     ]
     assert all(hasattr(icecore.train, name) for name in icecore.train.__all__)
