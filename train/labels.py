@@ -6,13 +6,13 @@ This reads labels and matches them to image ids; dividing the rows into training
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal, TextIO
+from typing import Literal
 
 from .errors import LabelError, first_few
+from .labels_csv import read_table
 
 __all__ = [
     "CsvLabels",
@@ -28,23 +28,23 @@ __all__ = [
 FolderLayout = Literal["split/label", "label"]
 Policy = Literal["error", "skip"]
 
-_ID, _PATH = "id", "path"
-_OPTIONAL = ("split", "group")
-_SHOWN_FAULTS = 10
-
 
 @dataclass(frozen=True)
 class Labels:
     """What is known of each image, by id."""
 
     label: Mapping[str, str]
-    """class name of each id"""
+    """class name of each id; of a file with several columns of labels, the first one's text"""
     split: Mapping[str, str]
     """name of the split of each id; empty when none is given"""
     group: Mapping[str, str]
     """group (patient, product, video) of an id, for those that have one"""
     source: str
     """where this was read, for messages and the card"""
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """text of each id by the name of its column; empty where labels come from folders"""
+    line: Mapping[str, int] = field(default_factory=dict)
+    """line of the file that each id's row begins on"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,10 @@ class FolderLabels:
 
 @dataclass(frozen=True)
 class CsvLabels:
-    """Labels are rows of a CSV file with the header ``path,label[,split][,group]``, or ``id`` in place of ``path``."""
+    """Labels are rows of a CSV file with the header ``path,label[,split][,group]``, or ``id`` in place of ``path``.
+
+    Several columns, or one of another name, may stand for ``label``.
+    """
 
     path: Path
     """the file; its ``path`` column is relative to the image folder, its ``id`` column holds ids as a manifest does"""
@@ -69,10 +72,12 @@ class CsvLabels:
     """what to do with rows whose image is not in the store"""
     missing: Policy = "error"
     """what to do with images of the store that have no row"""
+    columns: tuple[str, ...] = ("label",)
+    """columns that hold labels: one of classes, one of numbers, or several that say yes or no"""
 
     def read(self, ids: Sequence[str]) -> Labels:
         """Give the labels of the file; see ``labels_from_csv``."""
-        return labels_from_csv(self.path)
+        return labels_from_csv(self.path, columns=self.columns)
 
 
 LabelSource = FolderLabels | CsvLabels
@@ -130,13 +135,20 @@ def labels_from_folders(ids: Sequence[str], *, layout: FolderLayout = "split/lab
     )
 
 
-def labels_from_csv(path: Path | str) -> Labels:
+def labels_from_csv(path: Path | str, *, columns: Sequence[str] = ("label",)) -> Labels:
     """Read labels from a CSV file with the header ``path,label[,split][,group]``.
 
     A column ``id`` names the images where there is one, and ``path`` is not needed then: a manifest with labels is
     read by extraction and by training alike. The file is UTF-8 (a byte order mark is allowed); other bytes become
     surrogates, as in image ids, so a file name that is not UTF-8 still finds its image. Other columns are ignored.
     An empty group means that the image stands alone. One pass over the file; all of it is held in memory.
+
+    Parameters
+    ----------
+    path
+        The file.
+    columns
+        Columns that hold labels, in place of ``label``. Every row has a text in each.
 
     Raises
     ------
@@ -147,9 +159,18 @@ def labels_from_csv(path: Path | str) -> Labels:
     path = Path(path)
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            return _Table(path, file).read()
+            table = read_table(path, file, columns)
     except OSError as exc:
         raise LabelError(f"{path}: cannot read the labels ({exc.strerror or exc})") from exc
+    found = {name: table.column(name) for name in columns}
+    return Labels(
+        label=found[columns[0]],
+        split=table.column("split"),
+        group=table.column("group"),
+        source=str(path),
+        columns=found,
+        line=table.line,
+    )
 
 
 def match_labels(
@@ -199,90 +220,3 @@ def match_labels(
         raise LabelError(f"{labels.source}: none of the {len(ids):,} images of the store has a label")
     lost = tuple(image for image in labels.label if image in failures and image not in stored)
     return Match(ids=kept, unknown=tuple(odd), missing=tuple(bare), failed=lost)
-
-
-@dataclass
-class _Table:
-    """One pass over a CSV of labels, gathering faults with their lines."""
-
-    path: Path
-    file: TextIO
-    key: str = _PATH
-    line: dict[str, int] = field(default_factory=dict)
-    rows: list[dict[str, str]] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-    def read(self) -> Labels:
-        records = self._records()
-        header = [name.strip() for name in next(records, (0, []))[1]]
-        self._check_header(header)
-        for line, values in records:
-            self._take(line, header, values)
-        if not self.rows and not self.faults:
-            self.faults.append("it has a header but no rows")
-        self._check_splits(header)
-        if self.faults:
-            self._refuse()
-        return self._labels(header)
-
-    def _records(self) -> Iterator[tuple[int, list[str]]]:
-        """Give each record with the line that it begins on: a quoted field may span lines."""
-        reader, start = csv.reader(self.file, strict=True), 1
-        try:
-            for values in reader:
-                if values:
-                    yield start, values
-                start = reader.line_num + 1
-        except csv.Error as exc:
-            raise LabelError(f"{self.path}, line {start}: malformed CSV ({exc})") from exc
-
-    def _check_header(self, header: list[str]) -> None:
-        self.key = _ID if _ID in header else _PATH
-        absent = [name for name in (self.key, "label") if name not in header]
-        if absent:
-            found = ", ".join(map(repr, header)) or "an empty file"
-            raise LabelError(
-                f"{self.path}: no column {' nor '.join(map(repr, absent))}; found {found}; "
-                "the first line must be path,label[,split][,group]"
-            )
-        if twice := {name for name in (_ID, _PATH, "label", *_OPTIONAL) if header.count(name) > 1}:
-            raise LabelError(f"{self.path}: column {', '.join(sorted(twice))} is there more than once")
-
-    def _take(self, line: int, header: list[str], values: list[str]) -> None:
-        if len(values) != len(header):
-            self.faults.append(f"line {line}: {len(values)} fields, the header has {len(header)}")
-            return
-        row = dict(zip(header, values, strict=True))
-        image = row[self.key]
-        if not image:
-            self.faults.append(f"line {line}: empty {self.key}")
-        elif not row["label"].strip():
-            self.faults.append(f"line {line}: empty label of {image!r}")
-        elif image in self.line:
-            self.faults.append(f"lines {self.line[image]} and {line}: {image!r} is there twice")
-        else:
-            self.line[image] = line
-            self.rows.append(row)
-
-    def _check_splits(self, header: list[str]) -> None:
-        """A split column is filled for every row or for none."""
-        if "split" not in header or not any(row["split"].strip() for row in self.rows):
-            return
-        self.faults += [
-            f"line {self.line[row[self.key]]}: empty split of {row[self.key]!r}"
-            for row in self.rows
-            if not row["split"].strip()
-        ]
-
-    def _refuse(self) -> None:
-        shown = "\n  ".join(self.faults[:_SHOWN_FAULTS])
-        more = f"\n  and {len(self.faults) - _SHOWN_FAULTS:,} more" if len(self.faults) > _SHOWN_FAULTS else ""
-        raise LabelError(f"{self.path}: the labels cannot be used\n  {shown}{more}")
-
-    def _labels(self, header: list[str]) -> Labels:
-        def column(name: str) -> dict[str, str]:
-            if name not in header:
-                return {}
-            return {row[self.key]: row[name].strip() for row in self.rows if row[name].strip()}
-
-        return Labels(column("label"), column("split"), column("group"), source=str(self.path))
