@@ -22,6 +22,7 @@ from .out_of_fold import score_folds
 from .scoring import score_by_fold
 from .search import GridPoint
 from .settings import Point
+from .tasks import task_of
 
 __all__ = ["Evidence", "LearningPoint", "gather_evidence", "learning_curve"]
 
@@ -82,7 +83,7 @@ def gather_evidence(
     folds, metric, options
         Of the run.
     out_of_fold : (m, k) float
-        Its probabilities of the training rows, each from a model that never saw its fold.
+        Its outputs, such as probabilities, for the training rows, each from a model that never saw its fold.
     best
         Its cross-validated score, the learning curve's last point; found anew where it is not given.
     with_plots
@@ -93,9 +94,8 @@ def gather_evidence(
         checks=run_checks(
             *(data.X, rows.y, rows.train),
             ids=rows.ids,
-            classes=rows.classes,
-            folds=len(folds),
-            out_of_fold=out_of_fold,
+            suspects=rows.task.doubts(out_of_fold, rows.y_train, rows.train_ids, rows.classes),
+            small=rows.task.small(rows.y_train, rows.classes, len(folds)),
         ),
         learning=_learning(data, spec, value, folds, metric, options, best) if with_plots else (),
         map=feature_map(data.X, rows.train, seed=options.seed) if with_plots and data.X.shape[1] > 1 else None,
@@ -118,7 +118,7 @@ def _learning(
 def learning_curve(
     spec: ModelSpec,
     X: NDArray[np.float32],
-    y: NDArray[np.int64],
+    y: NDArray[Any],
     *,
     value: Point,
     folds: Sequence[Fold],
@@ -128,23 +128,28 @@ def learning_curve(
 ) -> tuple[LearningPoint, ...]:
     """Score a setting on the same folds, trained on growing parts of their training rows.
 
-    Parts are drawn class by class, and each holds the one before it.
+    Parts are drawn class by class, or by what else the task divides rows by, and each holds the one before it. A part
+    that is too small to teach anything, such as one without a row of some label, is left out.
 
     Parameters
     ----------
     X : (n, D) float32
         Raw features of the training rows.
     y : (n,) int
-        Their classes.
+        Their classes; of other tasks see ``tasks.Targets``.
     spec, value, folds, metric, options
         As ``search_setting`` takes them; one value.
     best
         Its score with all rows, where that is known.
     """
-    orders = [_by_class(train, y, options.seed) for train, _ in folds]
+    task = task_of(spec.task)
+    strata = task.strata(y)
+    orders = [_by_class(train, strata, options.seed) for train, _ in folds]
     points = []
     for share in SHARES:
         parts = [(_part(order, share), test) for order, (_, test) in zip(orders, folds, strict=True)]
+        if not all(task.is_learnable(y[train]) for train, _ in parts):
+            continue
         rows = round(np.mean([len(train) for train, _ in parts]))
         if share == 1 and best is not None:
             points.append(LearningPoint(rows, best.mean, best.std))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 from icecore.train.evidence import SHARES, _by_class, _part, learning_curve
 from icecore.train.folds import make_folds
 from icecore.train.models import MODELS, BuildOptions
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -20,18 +21,20 @@ def clouds(n: int = 240, d: int = 20, k: int = 3) -> tuple[np.ndarray, np.ndarra
     return (0.45 * rng.normal(size=(k, d))[y] + rng.normal(size=(n, d))).astype(np.float32), y
 
 
-def test_every_point_is_that_of_plain_fits_on_the_same_rows() -> None:
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("logistic_regression", LogisticRegression(C=0.1, max_iter=1_000)), ("ridge", RidgeClassifier(alpha=0.1))],
+)
+def test_every_point_is_that_of_plain_fits_on_the_same_rows(name: str, model: Any) -> None:
     X, y = clouds()
     folds = make_folds(y, classes=["a", "b", "c"], folds=4, seed=0)
-    found = learning_curve(
-        *(MODELS["logistic_regression"], X, y), value=0.1, folds=folds, metric="accuracy", options=BuildOptions()
-    )
+    found = learning_curve(*(MODELS[name], X, y), value=0.1, folds=folds, metric="accuracy", options=BuildOptions())
     assert [point.rows for point in found] == [18, 36, 72, 126, 180]
     for point, share in zip(found, SHARES, strict=True):
         scores = []
         for train, test in folds:
             part = _part(_by_class(train, y, 0), share)
-            plain = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1_000)).fit(X[part], y[part])
+            plain = make_pipeline(StandardScaler(), model).fit(X[part], y[part])
             scores.append(plain.score(X[test], y[test]))
         assert point.mean == pytest.approx(np.mean(scores), abs=0.006)  # a row or so in 240
     assert found[-1].mean > found[0].mean + 0.05
