@@ -36,10 +36,12 @@ from .steps import Steps, every_combination
 from .sweep import sweep_models
 from .sweep_result import LayerScore, SweepCell, SweepResult
 from .sweep_search import SweepProgress
+from .tasks import TASKS, task_of
 
 __all__ = [
     "METRICS",
     "MODELS",
+    "TASKS",
     "Bundle",
     "BundleError",
     "Cell",
@@ -77,5 +79,6 @@ __all__ = [
     "probe_features",
     "split_rows",
     "sweep_models",
+    "task_of",
     "train_models",
 ]

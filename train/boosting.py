@@ -46,8 +46,8 @@ def score_folds(
     """
     from joblib import Parallel, delayed
 
-    k = int(y.max()) + 1
-    scores = np.empty((len(values), len(y), 1 if k == 2 else k), dtype=np.float32)
+    objective = _objective(spec.build(options), y)
+    scores = np.empty((len(values), len(y), objective.get("num_class", 1)), dtype=np.float32)
     points = [params_of(spec, value) for value in values]
     order = sorted(range(len(points)), key=lambda i: (points[i][COMPONENTS], _trees(points[i]), points[i][ROUNDS]))
 
@@ -64,7 +64,8 @@ def score_folds(
             matrix = xgboost.QuantileDMatrix(rows, y[train], weight=weights, max_bin=model.max_bin, nthread=1)
             for _, run in groupby(same, key=lambda i: _trees(points[i])):
                 which = list(run)  # the last has the most rounds
-                booster = _boost(model.set_params(**_estimator(points[which[-1]], rows.shape[1])), matrix, k)
+                model.set_params(**_estimator(points[which[-1]], rows.shape[1]))
+                booster = _boost(model, matrix, objective)
                 for i in which:
                     rounds = (0, int(points[i][ROUNDS]))
                     found = booster.inplace_predict(held_out, iteration_range=rounds, predict_type="margin")
@@ -122,11 +123,20 @@ def _estimator(point: Mapping[str, float], width: int) -> dict[str, float]:
     return {**own, "colsample_bytree": min(1.0, max(0.3, COLUMNS / width))}
 
 
-def _boost(model: Any, matrix: Any, k: int) -> Any:
+def _objective(model: Any, y: NDArray[Any]) -> dict[str, Any]:
+    """Give what ``model.fit`` would minimise: a classifier's loss follows from its classes."""
+    from xgboost import XGBClassifier
+
+    if not isinstance(model, XGBClassifier):
+        return {"objective": model.objective}
+    k = int(y.max()) + 1
+    return {"objective": "binary:logistic"} if k == 2 else {"objective": "multi:softprob", "num_class": k}
+
+
+def _boost(model: Any, matrix: Any, objective: Mapping[str, Any]) -> Any:
     """Train as ``model.fit`` does, on a matrix that is already binned."""
     import xgboost
 
-    objective = {"objective": "binary:logistic"} if k == 2 else {"objective": "multi:softprob", "num_class": k}
     return xgboost.train({**model.get_xgb_params(), **objective}, matrix, num_boost_round=model.n_estimators)
 
 

@@ -1,8 +1,9 @@
 """A trained model with all that it needs to be trusted: a folder that appears whole or not at all.
 
 ``<models>/<name>/<time>-<8 hex>/`` holds ``steps.skops`` (preprocessing), ``model.skops`` or ``model.json``
-(XGBoost's own), perhaps ``calibration.skops`` and ``report.html``, and ``card.json``, which names the sha256 of every
-other file and says what the model was trained on. Loading a bundle runs no code from it; see ``serial``.
+(XGBoost's own; of several labels ``model-0000.json`` and so on), perhaps ``calibration.skops`` and ``report.html``,
+and ``card.json``, which names the sha256 of every other file and says what the model was trained on. Loading a bundle
+runs no code from it; see ``serial``.
 """
 
 from __future__ import annotations
@@ -10,18 +11,31 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from icecore.store import Column, Contract, StoreError
 from numpy.typing import ArrayLike, NDArray
 
 from . import serial
-from .bundle_format import CARD, CURVES, FORMAT, FORMAT_VERSION, SKOPS_MODEL, STEPS, XGBOOST_MODEL, file_sha256, seal
+from .bundle_format import (
+    CARD,
+    CURVES,
+    FORMAT,
+    FORMAT_VERSION,
+    SKOPS_MODEL,
+    STEPS,
+    XGBOOST_MODEL,
+    file_sha256,
+    label_model,
+    seal,
+)
 from .calibration_curves import Curves, scores_of
 from .errors import BundleError, FeatureMismatchError
-from .metrics import as_probabilities
+from .label_models import LabelModels
+from .tasks import TASKS, TaskName, task_of
 
 __all__ = ["Bundle", "load_bundle"]
 
@@ -35,7 +49,7 @@ class Bundle:
     card: Mapping[str, Any]
     """everything recorded of it"""
     classes: tuple[str, ...]
-    """class names, in the order of the probabilities"""
+    """names of classes or labels, in the order of the probabilities; of a regression, of its one number"""
     columns: tuple[Column, ...]
     """blocks of features, in the order in which they are joined"""
     contract: Contract
@@ -43,9 +57,14 @@ class Bundle:
     steps: Any
     """fitted preprocessing"""
     model: Any
-    """fitted classifier"""
+    """fitted model"""
     curves: Curves | None = None
     """what turns its scores into probabilities, where that is not the model"""
+
+    @property
+    def task(self) -> TaskName:
+        """What it was trained for; bundles of before there were tasks are classifiers."""
+        return cast("TaskName", self.card.get("task", "classification"))
 
     @property
     def width(self) -> int:
@@ -53,7 +72,7 @@ class Bundle:
         return sum(column.width for column in self.columns)
 
     def predict_proba(self, features: Mapping[str, ArrayLike] | ArrayLike) -> NDArray[np.float64]:
-        """Give the probability of each class.
+        """Give the probability of each class, or of each label.
 
         Parameters
         ----------
@@ -64,27 +83,47 @@ class Bundle:
         Returns
         -------
         (n, k) float64
-            One row an image, in the order given; one column a class, in the order of ``classes``. A new array.
+            One row an image, in the order given; one column a class or label, in the order of ``classes``. A row
+            sums to 1 where there are classes. A new array.
 
         Raises
         ------
         FeatureMismatchError
             When a column is missing, has another width, or holds NaN or infinity.
+        BundleError
+            When it is a regression, which has none.
         """
+        if not task_of(self.task).has_probabilities:
+            raise BundleError(f"{self.path}: a {self.task} gives numbers and no probabilities; use predict")
+        return self.outputs(features)
+
+    def predict(self, features: Mapping[str, ArrayLike] | ArrayLike) -> list[Any]:
+        """Give what each image is called.
+
+        Parameters and errors but the last are those of ``predict_proba``.
+
+        Returns
+        -------
+        list of str, of list of str, or of float
+            The class of the largest probability, the first one on ties; the labels whose probability is above one
+            half; or the number, in the unit of the targets.
+        """
+        return self.calls(self.outputs(features))
+
+    def outputs(self, features: Mapping[str, ArrayLike] | ArrayLike) -> NDArray[np.float64]:
+        """Give what ``calls`` reads: probabilities (n, k), or the numbers (n,) of a regression."""
         X = self._join(features)
+        task = task_of(self.task)
         if not len(X):
-            return np.zeros((0, len(self.classes)))
+            return np.zeros((0, len(self.classes)) if task.has_probabilities else 0)
         A = self.steps.transform(X)
         if self.curves is not None:
             return self.curves.proba(scores_of(self.model, A))
-        return as_probabilities(self.model.predict_proba(A))
+        return task.outputs(self.model, A)
 
-    def predict(self, features: Mapping[str, ArrayLike] | ArrayLike) -> list[str]:
-        """Give the label of the largest probability for each image, the first class on ties.
-
-        Parameters and errors are those of ``predict_proba``.
-        """
-        return [self.classes[i] for i in self.predict_proba(features).argmax(axis=1)]
+    def calls(self, outputs: NDArray[np.float64]) -> list[Any]:
+        """Give what ``predict`` gives for outputs that are there."""
+        return task_of(self.task).calls(outputs, self.classes)
 
     def _join(self, features: Mapping[str, ArrayLike] | ArrayLike) -> NDArray[np.float32]:
         X = self._join_columns(features) if isinstance(features, Mapping) else np.asarray(features, np.float32)
@@ -144,11 +183,7 @@ def load_bundle(path: Path | str) -> Bundle:
         classes = tuple(map(str, card["classes"]))
     except (KeyError, TypeError, ValueError, StoreError) as exc:
         raise BundleError(f"{path / CARD}: not a complete card ({exc!r})") from exc
-    model = (
-        serial.load_xgboost(path / XGBOOST_MODEL)
-        if XGBOOST_MODEL in card["files"]
-        else serial.load_skops(path / SKOPS_MODEL)
-    )
+    model = _load_model(path, card["files"])
     curves = serial.load_skops(path / CURVES) if CURVES in card["files"] else None
     bundle = Bundle(path, card, classes, columns, contract, serial.load_skops(path / STEPS), model, curves)
     _check_fit(bundle)
@@ -176,10 +211,23 @@ def _read_card(path: Path) -> dict[str, Any]:
     return card
 
 
+def _load_model(path: Path, files: Mapping[str, str]) -> Any:
+    if XGBOOST_MODEL in files:
+        return serial.load_xgboost(path / XGBOOST_MODEL)
+    if SKOPS_MODEL in files:
+        return serial.load_skops(path / SKOPS_MODEL)
+    return LabelModels(tuple(serial.load_xgboost(path / name) for name in _label_files(files)))
+
+
+def _label_files(files: Mapping[str, str]) -> list[str]:
+    """Give the files of XGBoost's models of labels, as many as follow each other from the first."""
+    return list(takewhile(files.__contains__, map(label_model, count())))
+
+
 def _check_files(path: Path, card: Mapping[str, Any]) -> None:
     files: Mapping[str, str] = card["files"]
-    models = {SKOPS_MODEL, XGBOOST_MODEL} & set(files)
-    if STEPS not in files or len(models) != 1:
+    labels = _label_files(files)
+    if STEPS not in files or len({SKOPS_MODEL, XGBOOST_MODEL} & set(files)) + bool(labels) != 1:
         raise BundleError(f"{path}: names {_names(files)}; a bundle holds {STEPS} and one model")
     for name, digest in files.items():
         if Path(name).name != name or not (path / name).is_file():
@@ -189,14 +237,20 @@ def _check_files(path: Path, card: Mapping[str, Any]) -> None:
 
 
 def _check_fit(bundle: Bundle) -> None:
-    """Let the model score one row of zeros: it must take the card's columns and give its classes."""
+    """Let the model score one row of zeros: it must take the card's columns and give its classes, or one number."""
+    if bundle.task not in TASKS:
+        raise BundleError(
+            f"{bundle.path}: it was trained for {bundle.task!r}, and this release knows {', '.join(TASKS)}. "
+            "Upgrade icecore, or train the model again"
+        )
     try:
-        shape = bundle.predict_proba(np.zeros((1, bundle.width))).shape
+        shape = bundle.outputs(np.zeros((1, bundle.width))).shape
     except Exception as exc:  # a model put together by hand may fail in any way
         raise BundleError(
             f"{bundle.path}: the model does not take the {bundle.width} features of the card ({exc})"
         ) from exc
-    if shape != (1, len(bundle.classes)):
+    found = shape[1:] if task_of(bundle.task).has_probabilities else (shape[0],)
+    if found != (len(bundle.classes),):
         raise BundleError(
             f"{bundle.path}: the model gives {shape[-1]} probabilities, the card names {len(bundle.classes)} classes"
         )

@@ -8,7 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CARD", "CURVES", "FORMAT", "FORMAT_VERSION", "SKOPS_MODEL", "STEPS", "XGBOOST_MODEL", "file_sha256", "seal"]
+__all__ = [
+    "CARD",
+    "CURVES",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "SKOPS_MODEL",
+    "STEPS",
+    "XGBOOST_MODEL",
+    "file_sha256",
+    "label_model",
+    "seal",
+]
 
 FORMAT = "icecore.bundle"
 """What ``card.json`` says it is."""
@@ -19,6 +30,11 @@ STEPS, SKOPS_MODEL, XGBOOST_MODEL = "steps.skops", "model.skops", "model.json"
 """Files of a bundle: preprocessing, and one of two kinds of model."""
 CURVES = "calibration.skops"
 """File of the curves that turn scores into probabilities, where there are any."""
+
+
+def label_model(position: int) -> str:
+    """Give the name of the file that holds XGBoost's model of one of several labels, by its position."""
+    return f"model-{position:04}.json"
 
 
 def file_sha256(path: Path) -> str:

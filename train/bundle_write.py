@@ -6,7 +6,7 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +15,21 @@ from typing import Any
 from icecore.store.durable import make_folder, publish_folder
 
 from . import serial
-from .bundle_format import CARD, CURVES, FORMAT, FORMAT_VERSION, SKOPS_MODEL, STEPS, XGBOOST_MODEL, file_sha256, seal
+from .bundle_format import (
+    CARD,
+    CURVES,
+    FORMAT,
+    FORMAT_VERSION,
+    SKOPS_MODEL,
+    STEPS,
+    XGBOOST_MODEL,
+    file_sha256,
+    label_model,
+    seal,
+)
 from .calibration_curves import Curves
 from .errors import BundleError
+from .label_models import LabelModels
 
 __all__ = ["new_bundle_id", "sweep_strays", "write_bundle"]
 
@@ -56,7 +68,7 @@ def write_bundle(
     steps
         Fitted preprocessing.
     model
-        Fitted classifier, of scikit-learn or XGBoost.
+        Fitted model, of scikit-learn or XGBoost, or one a label.
     curves
         What turns the model's scores into probabilities, where it is not the model.
     card
@@ -90,10 +102,16 @@ def write_bundle(
 
 def _write_files(folder: Path, steps: Any, model: Any, extra: Mapping[str, bytes]) -> None:
     serial.save_skops(steps, folder / STEPS)
-    save: Callable[[Any, Path], None] = serial.save_skops
-    name = SKOPS_MODEL
-    if type(model).__module__.split(".")[0] == "xgboost":
-        save, name = serial.save_xgboost, XGBOOST_MODEL
-    save(model, folder / name)
+    if _is_xgboost(model):
+        serial.save_xgboost(model, folder / XGBOOST_MODEL)
+    elif isinstance(model, LabelModels) and all(map(_is_xgboost, model.models)):
+        for position, each in enumerate(model.models):
+            serial.save_xgboost(each, folder / label_model(position))
+    else:
+        serial.save_skops(model, folder / SKOPS_MODEL)
     for file, data in extra.items():
         (folder / file).write_bytes(data)
+
+
+def _is_xgboost(model: Any) -> bool:
+    return type(model).__module__.split(".")[0] == "xgboost"

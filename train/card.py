@@ -44,6 +44,7 @@ def make_card(
     provenance = result.provenance
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "task": result.task.name,
         "classes": list(result.rows.classes),
         "columns": [
             {"name": column.name, "width": column.width, "hash": column.hash, **column.to_json()} for column in columns

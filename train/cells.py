@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 from icecore.store import Column, FeatureSet, FeatureStore
@@ -20,8 +21,8 @@ from .evidence import Evidence, gather_evidence
 from .folds import Fold
 from .grid_search import Halving
 from .labels import LabelSource
-from .metrics import Metric, evaluate
-from .models import MODELS, BuildOptions, ModelSpec
+from .metrics import Metric
+from .models import BuildOptions, ModelSpec
 from .nested import Nested, OuterFold, nested_score
 from .result import Cell, Predictions
 from .rows import LabelledRows
@@ -30,6 +31,7 @@ from .settings import Grid
 from .shared import divide, notes_on_copies, notes_on_rows, rank_key, share_rows
 from .splits import SplitRule
 from .steps import Steps
+from .tasks import TaskName
 
 __all__ = ["CellPlan", "Progress", "Run", "Trained", "search_cell", "train_cells", "train_rows"]
 
@@ -76,6 +78,8 @@ class CellPlan:
     """whether settings that are behind are dropped before the last fold"""
     metric: Metric
     """what to choose by"""
+    task: TaskName
+    """what to learn"""
     options: BuildOptions
     """seed and class weight"""
 
@@ -91,9 +95,9 @@ class Trained:
     columns: tuple[Column, ...]
     """what the model takes"""
     predictions: Predictions
-    """its probabilities of the held-out rows"""
+    """its outputs for the held-out rows"""
     out_of_fold: NDArray[np.float64]
-    """(m, k) probabilities of the training rows, each from a model that never saw its fold"""
+    """(m, k) outputs, such as probabilities, for the training rows, each from a model that never saw its fold"""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def train_cells(
     ``with_plots`` finds what only a report draws.
     """
     feature_set = pin(store, set_name, version)
-    rows = share_rows(feature_set, layers, labels=labels, split=split)
+    rows = share_rows(feature_set, layers, labels=labels, split=split, task=plan.task)
     return train_rows(feature_set, rows, layers, plan=plan, keep_all=keep_all, with_plots=with_plots, progress=progress)
 
 
@@ -190,25 +194,25 @@ def _train_all(
             trained = _train_cell(data, spec, steps, divisions, plan)
             report.end(data, spec, trained.cell)
             cells.append(trained.cell)
-            kept = sorted([*kept, trained], key=lambda item: _rank(item.cell, plan.metric))[:keep]
-    return sorted(cells, key=lambda cell: _rank(cell, plan.metric)), kept, notes
+            kept = sorted([*kept, trained], key=lambda item: _rank(item.cell, plan))[:keep]
+    return sorted(cells, key=lambda cell: _rank(cell, plan)), kept, notes
 
 
 def _outer_fold(cell: Cell, metric: Metric) -> OuterFold:
-    score = float(getattr(cell.evaluation, metric))
+    score = getattr(cell.evaluation, metric) or 0.0  # undefined, of an outer fold of one number: as an inner one counts
     return OuterFold(cell.columns, str(cell.steps), cell.model, cell.params, cell.best.mean, cell.evaluation, score)
 
 
 def search_cell(
     X: NDArray[np.float32],
-    y: NDArray[np.int64],
+    y: NDArray[Any],
     spec: ModelSpec,
     steps: Steps,
     *,
     divisions: Sequence[Sequence[Fold]],
     plan: CellPlan,
 ) -> Search:
-    """Choose a model's settings by cross-validation on raw features, (n, D), and classes, (n,), of training rows."""
+    """Choose a model's settings by cross-validation on raw features, (n, D), and targets of training rows."""
     folds, *repeats = divisions
     return search_setting(
         *(spec, X, y),
@@ -230,7 +234,7 @@ def _train_cell(
     options = replace(plan.options, steps=steps)
     fitted = fit_model(spec, X, y, value=search.best.point, folds=divisions[0], options=options, found=search.found)
     X_held_out, y_held_out = data.held_out()
-    proba = fitted.predict_proba(X_held_out)
+    outputs = fitted.outputs(X_held_out)
     cell = Cell(
         columns=tuple(column.name for column in data.columns),
         n_features=data.X.shape[1],
@@ -239,12 +243,12 @@ def _train_cell(
         setting=spec.setting,
         best=search.best,
         grid=search.grid,
-        evaluation=evaluate(y_held_out, proba, data.rows.classes),
+        evaluation=data.rows.task.evaluate(y_held_out, outputs, data.rows.classes),
         seconds=time.perf_counter() - start,
         notes=tuple(dict.fromkeys((*search.notes, *fitted.notes))),
     )
-    predictions = Predictions(data.rows.held_out_ids, y_held_out, proba)
-    return Trained(cell, fitted, data.columns, predictions, search.proba(spec, y, options))
+    predictions = Predictions(data.rows.held_out_ids, y_held_out, outputs)
+    return Trained(cell, fitted, data.columns, predictions, search.outputs(spec, y, options))
 
 
 def _evidence(
@@ -259,7 +263,7 @@ def _evidence(
     data = read_dataset(feature_set, [column.name for column in winner.columns], rows)
     return gather_evidence(
         data,
-        MODELS[winner.cell.model],
+        rows.task.models[winner.cell.model],
         value=winner.cell.best.point,
         folds=folds,
         metric=plan.metric,
@@ -270,8 +274,14 @@ def _evidence(
     )
 
 
-def _rank(cell: Cell, metric: Metric) -> tuple[float, int, int, str]:
-    return rank_key(metric, mean=cell.best.mean, n_features=cell.n_features, model=cell.model, layers=cell.layers)
+def _rank(cell: Cell, plan: CellPlan) -> tuple[float, int, int, str]:
+    return rank_key(
+        *(plan.metric, plan.task),
+        mean=cell.best.mean,
+        n_features=cell.n_features,
+        model=cell.model,
+        layers=cell.layers,
+    )
 
 
 class _Reporter:

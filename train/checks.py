@@ -13,9 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .doubts import Doubt
 from .errors import first_few
 
-__all__ = ["Checks", "Copy", "Suspect", "find_copies", "find_suspects", "looked_at", "run_checks"]
+__all__ = [
+    "Checks",
+    "Copy",
+    "find_copies",
+    "looked_at",
+    "run_checks",
+]
 
 Floats = NDArray[np.float32]
 
@@ -34,7 +41,6 @@ _AT_A_TIME = 1 << 24
 _WORK = 2 << 40
 """Products that the search for copies may take, some 20 s on two cores; beyond it a part of the held-out rows is looked
 at."""
-_ROWS_A_FOLD = 2
 
 
 @dataclass(frozen=True)
@@ -52,22 +58,6 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class Suspect:
-    """A training image whose label its features speak against."""
-
-    id: str
-    """its id"""
-    label: str
-    """what it is called"""
-    likely: str
-    """what models that never saw it call it"""
-    p_label: float
-    """probability that they give to its label"""
-    p_likely: float
-    """and to the likely one"""
-
-
-@dataclass(frozen=True)
 class Checks:
     """What was found."""
 
@@ -77,8 +67,8 @@ class Checks:
     """held-out images among which copies were looked for"""
     held_out: int
     """held-out images in all"""
-    suspects: tuple[Suspect, ...]
-    """surest first"""
+    suspects: tuple[Doubt, ...]
+    """training images whose labels are doubtful, surest first"""
     constant: int
     """features that are the same for every training image"""
     features: int
@@ -97,7 +87,7 @@ class Checks:
         if self.looked_at < self.held_out:
             told.append(f"copies were looked for among {self.looked_at:,} of the {self.held_out:,} held-out images")
         if self.suspects:
-            images = [f"{s.id}: {s.label}, or {s.likely}?" for s in self.suspects]
+            images = [str(suspect) for suspect in self.suspects]
             told.append(
                 f"training labels that the features speak against: {len(self.suspects):,} ({first_few(images)})"
             )
@@ -126,9 +116,8 @@ def run_checks(
     train: NDArray[np.bool_],
     *,
     ids: Sequence[str],
-    classes: Sequence[str],
-    folds: int,
-    out_of_fold: NDArray[np.floating[Any]],
+    suspects: tuple[Doubt, ...],
+    small: tuple[tuple[str, int], ...],
 ) -> Checks:
     """Look at the data of a cell.
 
@@ -136,26 +125,23 @@ def run_checks(
     ----------
     X : (n, D) float32
         Features of all rows.
-    y : (n,) int
-        Their classes.
+    y : (n,) or (n, L)
+        Their targets.
     train : (n,) bool
         Training rows.
-    ids, classes
-        Names of rows and classes.
-    folds
-        Of the cross-validation.
-    out_of_fold : (m, k) float
-        Probabilities of the training rows, each from a model that never saw its fold.
+    ids
+        Names of the rows.
+    suspects, small
+        Doubtful training rows and small classes, which the task finds.
     """
-    counts = np.bincount(y[train], minlength=len(classes))
     return Checks(
         copies=find_copies(X, y, train, ids),
         looked_at=looked_at(X, train),
         held_out=int((~train).sum()),
-        suspects=find_suspects(out_of_fold, y[train], [ids[i] for i in np.flatnonzero(train).tolist()], classes),
+        suspects=suspects,
         constant=int((X[train].max(0) == X[train].min(0)).sum()),
         features=X.shape[1],
-        small=tuple((classes[i], int(n)) for i, n in enumerate(counts) if n < _ROWS_A_FOLD * folds),
+        small=small,
     )
 
 
@@ -189,7 +175,7 @@ def find_copies(X: Floats, y: NDArray[np.int64], train: NDArray[np.bool_], ids: 
             held_out=ids[i],
             training=ids[at[j]],
             cosine=1.0 if np.array_equal(X[i], X[at[j]]) else min(float(c), _BELOW_ONE),
-            same_label=bool(y[i] == y[at[j]]),
+            same_label=bool(np.all(y[i] == y[at[j]])),
         )
         for i, j, c in zip(held_out[near].tolist(), nearest[near].tolist(), cosine[near].tolist(), strict=True)
     ]
@@ -200,39 +186,6 @@ def looked_at(X: Floats, train: NDArray[np.bool_]) -> int:
     """Give how many held-out rows ``find_copies`` looks at: all, or as many as its work allows, evenly spaced."""
     n_train = int(train.sum())
     return min(len(train) - n_train, max(1, _WORK // (n_train * int(X.shape[1]))))
-
-
-def find_suspects(
-    proba: NDArray[np.floating[Any]], y: NDArray[np.int64], ids: Sequence[str], classes: Sequence[str]
-) -> tuple[Suspect, ...]:
-    """Find labels that are likely wrong, by confident learning (Northcutt, Jiang and Chuang, JAIR 2021).
-
-    A row counts as one of class j where its probability of j reaches the mean that rows labelled j have of it. A row
-    that counts as another class than its label, and is more likely that, is a suspect.
-
-    Parameters
-    ----------
-    proba : (m, k) float
-        Out-of-fold probabilities.
-    y : (m,) int
-        Labels; every class has a row.
-    ids, classes
-        Names of rows and classes.
-
-    Returns
-    -------
-    tuple of Suspect
-        Largest difference of the two probabilities first.
-    """
-    own = proba[np.arange(len(y)), y]
-    typical = np.bincount(y, weights=own, minlength=len(classes)) / np.bincount(y, minlength=len(classes))  # (k,)
-    counted = np.where(proba >= typical, proba, -1.0)
-    likely = counted.argmax(1)
-    wrong = (counted.max(1) > own) & (likely != y)
-    order = sorted(np.flatnonzero(wrong).tolist(), key=lambda i: float(own[i] - proba[i, likely[i]]))
-    return tuple(
-        Suspect(ids[i], classes[y[i]], classes[likely[i]], float(own[i]), float(proba[i, likely[i]])) for i in order
-    )
 
 
 _BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))

@@ -18,6 +18,7 @@ from .errors import DatasetError, first_few
 from .labels import FolderLabels, LabelSource
 from .rows import LabelledRows, label_rows
 from .splits import SplitRule
+from .tasks import TaskName
 
 __all__ = ["Dataset", "Provenance", "load_dataset", "pin", "read_dataset", "read_provenance", "read_rows"]
 
@@ -51,12 +52,12 @@ class Dataset:
     provenance: Provenance
     """where the features came from"""
 
-    def training(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Give features and classes of the training rows, copies."""
+    def training(self) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """Give features and targets of the training rows, copies."""
         return self.X[self.rows.train], self.rows.y_train
 
-    def held_out(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Give features and classes of the held-out rows, copies."""
+    def held_out(self) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """Give features and targets of the held-out rows, copies."""
         return self.X[~self.rows.train], self.rows.y_held_out
 
     def repeated_held_out(self) -> tuple[str, ...]:
@@ -77,6 +78,7 @@ def load_dataset(
     labels: LabelSource | None = None,
     split: SplitRule | None = None,
     version: int | str | None = None,
+    task: TaskName = "classification",
 ) -> Dataset:
     """Read features and labels, matched by image id.
 
@@ -94,6 +96,8 @@ def load_dataset(
         How to divide the rows; by default as the labels say, or by hash of the id where they say nothing.
     version
         Version or tag of the set; the latest by default.
+    task
+        What the labels are: classes, several that say yes or no, or a number.
 
     Returns
     -------
@@ -105,7 +109,7 @@ def load_dataset(
     LabelError, SplitError
         When labels do not fit the images, or the rows cannot be divided.
     DatasetError
-        When fewer than two classes are left, a class has no training row, or a feature is not finite.
+        When nothing can be learned from the training rows (a class has none, say), or a feature is not finite.
     icecore.store.StoreError
         When the set or a layer is not there.
 
@@ -115,7 +119,8 @@ def load_dataset(
     ...     data = load_dataset(store, "photos", ["layer3", "layer4"])
     """
     feature_set = pin(store, set_name, version)
-    return read_dataset(feature_set, layers, read_rows(feature_set, _listed(layers), labels=labels, split=split))
+    rows = read_rows(feature_set, _listed(layers), labels=labels, split=split, task=task)
+    return read_dataset(feature_set, layers, rows)
 
 
 def pin(store: FeatureStore, set_name: str, version: int | str | None = None) -> FeatureSet:
@@ -130,6 +135,7 @@ def read_rows(
     *,
     labels: LabelSource | None = None,
     split: SplitRule | None = None,
+    task: TaskName = "classification",
 ) -> LabelledRows:
     """Label and divide the images that every one of these layers covers.
 
@@ -146,7 +152,7 @@ def read_rows(
     stored = feature_set.ids()
     covered = _covered_by_all(feature_set, layers, stored)
     failed = {*stored, *(failure.id for failure in feature_set.failures())}.difference(covered)
-    return label_rows(covered, failed=_in_order(failed), labels=labels or FolderLabels(), split=split)
+    return label_rows(covered, failed=_in_order(failed), labels=labels or FolderLabels(), split=split, task=task)
 
 
 def read_dataset(feature_set: FeatureSet, layers: str | Sequence[str], rows: LabelledRows) -> Dataset:

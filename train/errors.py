@@ -74,9 +74,10 @@ class FeatureMismatchError(BundleError):
 class UnknownModelError(TrainError, LookupError):
     """There is no model, or metric, of this name."""
 
-    def __init__(self, what: str, name: str, known: Sequence[str]) -> None:
+    def __init__(self, what: str, name: str, known: Sequence[str], purpose: str = "") -> None:
         self.name, self.known = name, tuple(known)
-        super().__init__(f"no {what} {name!r}; there are {', '.join(known)}{suggest(name, known)}")
+        there = f" for {purpose}" if purpose else ""
+        super().__init__(f"no {what} {name!r}{there}; there are {', '.join(known)}{suggest(name, known)}")
 
 
 class MissingExtraError(TrainError, ImportError):

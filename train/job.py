@@ -20,15 +20,16 @@ from .cells import CellPlan, Progress, Run, Trained, train_cells
 from .errors import ReportError, TrainError
 from .grid_search import Halving
 from .labels import LabelSource
-from .metrics import Metric, majority_baseline
-from .models import MODELS, ClassWeight
+from .metrics import Metric
+from .models import ClassWeight
 from .plan import check_name, make_plan
-from .resampling import Interval, bootstrap_intervals, compare_models
+from .resampling import Comparison, Interval, gaps_between, intervals_of
 from .result import RunnerUp, TrainResult
 from .rows import LabelledRows
 from .settings import Grid
 from .splits import SplitRule
 from .steps import STANDARD, Steps
+from .tasks import TaskName
 
 __all__ = ["REPORT", "conclude", "train_models"]
 
@@ -45,7 +46,8 @@ def train_models(
     set_name: str,
     *,
     layers: Sequence[str | Sequence[str]],
-    models: Sequence[str] = tuple(MODELS),
+    task: TaskName = "classification",
+    models: Sequence[str] | None = None,
     labels: LabelSource | None = None,
     split: SplitRule | None = None,
     version: int | str | None = None,
@@ -58,7 +60,7 @@ def train_models(
     outer_folds: int = 0,
     halving: Halving = "auto",
     seed: int = 0,
-    metric: Metric = "accuracy",
+    metric: Metric | None = None,
     name: str = "default",
     save: Save = "best",
     report: bool = True,
@@ -76,8 +78,11 @@ def train_models(
         Feature set.
     layers
         Each entry makes one row of cells: a layer, or several joined.
+    task
+        What the labels are: ``classification``, a class; ``multilabel``, several columns of a CSV that say yes or no;
+        ``regression``, a column of numbers. See ``CsvLabels.columns``.
     models
-        Names of models; all of them by default.
+        Names of models; all that the task has by default.
     labels
         Where the labels are; folders named ``SPLIT/LABEL`` by default.
     split
@@ -90,7 +95,7 @@ def train_models(
     steps
         What is done to the features before a model: scaler, norm, components. Of several, each makes cells of its own.
     class_weight
-        ``balanced`` weighs classes alike, None rows.
+        ``balanced`` weighs classes alike, or the two sides of each label; None rows. Numbers have no classes.
     calibration
         ``sigmoid`` or ``isotonic`` turns every model's scores into probabilities by a curve a class, fitted on
         out-of-fold scores. By default models without probabilities get one temperature, and others keep theirs.
@@ -107,7 +112,7 @@ def train_models(
     seed
         Seed of folds and models.
     metric
-        What to choose by.
+        What to choose by; by default ``accuracy``, of labels ``macro_f1``, of numbers ``rmse``.
     name
         Bundles are kept under this name.
     save
@@ -142,6 +147,7 @@ def train_models(
     >>> print(result.winner.model, result.winner.evaluation.accuracy)  # doctest: +SKIP
     """
     plan = make_plan(
+        task=task,
         models=models,
         grids=grids,
         steps=steps,
@@ -206,7 +212,7 @@ def conclude(
     seed = plan.options.seed
     result = TrainResult(
         cells=run.cells,
-        baseline=majority_baseline(run.rows.y_train, run.rows.y_held_out, run.rows.classes),
+        baseline=run.rows.task.baseline(run.rows.y_train, run.rows.y_held_out, run.rows.classes),
         metric=plan.metric,
         folds=plan.folds,
         repeats=plan.repeats,
@@ -235,7 +241,8 @@ def conclude(
 
 
 def _intervals(item: Trained, rows: LabelledRows, seed: int) -> dict[str, Interval | None]:
-    return bootstrap_intervals(item.predictions.y, item.predictions.proba, groups=rows.held_out_groups, seed=seed)
+    y, outputs = item.predictions.y, item.predictions.outputs
+    return intervals_of(rows.task.resampled(y, outputs), len(y), groups=rows.held_out_groups, seed=seed)
 
 
 def _runner_up(kept: Sequence[Trained], rows: LabelledRows, seed: int) -> RunnerUp | None:
@@ -243,8 +250,11 @@ def _runner_up(kept: Sequence[Trained], rows: LabelledRows, seed: int) -> Runner
     if len(kept) < 2:
         return None
     first, second = (item.predictions for item in kept[:2])
-    comparison = compare_models(first.y, first.proba, second.proba, groups=rows.held_out_groups, seed=seed)
-    return RunnerUp(kept[1].cell, comparison)
+    task, y = rows.task, first.y
+    ours, other = (task.resampled(y, each.outputs) for each in (first, second))
+    gaps = gaps_between(ours, other, len(y), groups=rows.held_out_groups, seed=seed)
+    only_first, only_second, p_value = task.disagreement(y, first.outputs, second.outputs) or (None, None, None)
+    return RunnerUp(kept[1].cell, Comparison(len(y), only_first, only_second, p_value, gaps), task.headlines[0])
 
 
 def _check_run(layers: Sequence[str | Sequence[str]], name: str, save: str) -> None:

@@ -17,10 +17,14 @@ from numpy.typing import NDArray
 from .errors import UnknownModelError
 
 __all__ = [
+    "LOSSES",
     "METRICS",
+    "ClassMetric",
     "ClassScore",
     "Evaluation",
+    "LabelMetric",
     "Metric",
+    "NumberMetric",
     "as_probabilities",
     "evaluate",
     "majority_baseline",
@@ -33,9 +37,14 @@ __all__ = [
 Ints = NDArray[np.integer[Any]]
 Floats = NDArray[np.floating[Any]]
 
-Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
-"""What a model may be chosen by."""
+ClassMetric = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
+LabelMetric = Literal["macro_f1", "micro_f1", "subset_accuracy", "hamming_loss", "mean_average_precision"]
+NumberMetric = Literal["rmse", "mae", "r2"]
+Metric = ClassMetric | LabelMetric | NumberMetric
+METRICS: tuple[ClassMetric, ...] = get_args(ClassMetric)
+"""What a classifier may be chosen by; other tasks have metrics of their own."""
+LOSSES = frozenset({"log_loss", "hamming_loss", "rmse", "mae"})
+"""Metrics of which less is better."""
 
 Z95 = 1.959963984540054
 """97.5 % quantile of the normal distribution: the half width of a 95 % interval."""
@@ -188,12 +197,12 @@ def metric_score(metric: Metric, y: Ints, called: Any, proba: Any) -> float:
     raise UnknownModelError("metric", metric, METRICS)
 
 
-def sign_of(metric: Metric) -> int:
+def sign_of(metric: str) -> int:
     """Give 1 where larger is better, -1 where smaller is."""
-    return -1 if metric == "log_loss" else 1
+    return -1 if metric in LOSSES else 1
 
 
-def rank_of(metric: Metric, score: float) -> float:
+def rank_of(metric: str, score: float) -> float:
     """Give what scores are compared by, larger is better.
 
     Twelve digits: two means over the same folds may differ in the last bit alone, and are a tie then.

@@ -14,6 +14,7 @@ from .calibration_curves import CurveMethod
 from .errors import UnknownModelError
 from .settings import Setting
 from .steps import STANDARD, Steps
+from .tasks import TaskName
 
 if TYPE_CHECKING:
     from .out_of_fold import Solver
@@ -54,17 +55,19 @@ class ModelSpec:
     build: Callable[[BuildOptions], Any]
     """makes the unfitted estimator"""
     has_probabilities: bool
-    """false for estimators whose scores must be calibrated first"""
+    """false for estimators whose scores must be calibrated first; regressors need no calibration"""
     takes_class_weight: bool
     """false for estimators that are weighted by row instead"""
     solver: Callable[[], Solver] | None = None
     """gives the module that searches and fits it; by default each fold and value is fitted plainly"""
     also: tuple[Setting, ...] = ()
     """settings searched beside the main one"""
+    task: TaskName = "classification"
+    """what it learns; see ``tasks``"""
 
 
 def model_spec(name: str) -> ModelSpec:
-    """Give the model of this name.
+    """Give the classifier of this name; those of other tasks are in ``Task.models``.
 
     Raises
     ------

@@ -19,7 +19,7 @@ from .solving import folds_in_threads
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-__all__ = ["fit_pipeline", "score_folds"]
+__all__ = ["fit_pipeline", "nearest_blocks", "score_folds"]
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -76,18 +76,29 @@ def _by_neighbours(
     order = np.argsort(numbers, kind="stable").tolist()
     shares = np.bincount(y, minlength=k) / len(y)
     lift = np.log(shares) if options.class_weight == "balanced" else 0.0
+    for block, apart, near in nearest_blocks(A, held_out, max(numbers)):
+        found = smoothed_votes(apart, y[near], shares, [numbers[i] for i in order])
+        for i, votes in zip(order, found, strict=True):
+            yield i, block, votes - lift
+
+
+def nearest_blocks(A: Floats, held_out: Floats, number: int) -> Iterator[tuple[NDArray[np.intp], Floats, Any]]:
+    """Find the nearest rows by cosine, some held-out rows at a time.
+
+    Yields
+    ------
+    (positions (b,), distances (b, number), nearest rows (b, number))
+        The nearest first.
+    """
     A, held_out = _unit(A), _unit(held_out)
     for start in range(0, len(held_out), BLOCK):
         block = np.arange(start, min(start + BLOCK, len(held_out)))
         distances = 1 - held_out[block] @ A.T  # cosine
         np.maximum(distances, 0, out=distances)
-        near = np.argpartition(distances, max(numbers) - 1, axis=1)[:, : max(numbers)]
+        near = np.argpartition(distances, number - 1, axis=1)[:, :number]
         apart = np.take_along_axis(distances, near, axis=1)
         ranks = np.argsort(apart, axis=1, kind="stable")
-        apart, near = np.take_along_axis(apart, ranks, axis=1), np.take_along_axis(near, ranks, axis=1)
-        found = smoothed_votes(apart, y[near], shares, [numbers[i] for i in order])
-        for i, votes in zip(order, found, strict=True):
-            yield i, block, votes - lift
+        yield block, np.take_along_axis(apart, ranks, axis=1), np.take_along_axis(near, ranks, axis=1)
 
 
 def _unit(rows: Floats) -> Floats:

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .folds import make_folds
-from .metrics import Evaluation
 from .rows import LabelledRows
+from .tasks import Scores
 
 __all__ = ["Nested", "OuterFold", "nested_score"]
 
@@ -33,7 +32,7 @@ class OuterFold:
     """its settings by name"""
     chosen_by: float
     """its cross-validated score inside: what it was chosen by"""
-    evaluation: Evaluation
+    evaluation: Scores
     """its scores on the rows of the outer fold"""
     score: float
     """the metric among them"""
@@ -87,7 +86,7 @@ def nested_score(
     FoldError
         When a class has too few rows or groups for the outer folds, or, inside, for the inner ones.
     """
-    outer = make_folds(rows.y_train, classes=rows.classes, folds=folds, seed=seed, groups=rows.train_groups)
+    outer = rows.task.make_folds(rows.y_train, names=rows.classes, folds=folds, seed=seed, groups=rows.train_groups)
     places = np.flatnonzero(rows.train)
     return Nested(
         tuple(

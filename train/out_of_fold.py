@@ -32,9 +32,10 @@ Floats = NDArray[np.float32]
 class OutOfFold:
     """Out-of-fold scores of one model."""
 
-    scores: Floats
-    """(values, n, k) in the order of the values and rows; (values, n, 1) for two classes: positive calls the second.
-    Of models with probabilities they are logits: their softmax, or logistic curve, gives the probabilities"""
+    scores: NDArray[Any]
+    """(values, n, k) float32 in the order of the values and rows; (values, n, 1) for two classes: positive calls the
+    second. Of models with probabilities they are logits: their softmax, or logistic curve, gives the probabilities.
+    Of several labels (values, n, L), positive where a row has the label; of numbers (values, n, 1), the predictions"""
     notes: tuple[str, ...] = ()
     """solvers that did not converge"""
     starts: tuple[Any, ...] | None = None
@@ -53,7 +54,7 @@ class Solver(Protocol):
         self,
         spec: ModelSpec,
         X: Floats,
-        y: NDArray[np.int64],
+        y: NDArray[Any],
         *,
         values: Sequence[Any],
         folds: Sequence[Fold],
@@ -62,7 +63,7 @@ class Solver(Protocol):
         """As ``score_folds`` of this module."""
 
     def fit_pipeline(
-        self, spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: Any, options: BuildOptions, start: Any
+        self, spec: ModelSpec, X: Floats, y: NDArray[Any], *, value: Any, options: BuildOptions, start: Any
     ) -> tuple[Pipeline, tuple[str, ...]]:
         """As ``fit_pipeline`` of this module."""
 
@@ -70,7 +71,7 @@ class Solver(Protocol):
 def score_folds(
     spec: ModelSpec,
     X: Floats,
-    y: NDArray[np.int64],
+    y: NDArray[Any],
     *,
     values: Sequence[Any],
     folds: Sequence[Fold],
@@ -100,7 +101,7 @@ def score_folds(
 
 
 def fit_pipeline(
-    spec: ModelSpec, X: Floats, y: NDArray[np.int64], *, value: Any, options: BuildOptions, start: Any = None
+    spec: ModelSpec, X: Floats, y: NDArray[Any], *, value: Any, options: BuildOptions, start: Any = None
 ) -> tuple[Pipeline, tuple[str, ...]]:
     """Fit scaler and model on all rows.
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from .calibration_curves import CurveMethod
 from .cells import CellPlan
 from .errors import TrainError, UnknownModelError
 from .grid_search import Halving
-from .metrics import METRICS, Metric
-from .models import MODELS, BuildOptions, ClassWeight, ModelSpec, model_spec
+from .metrics import Metric
+from .models import BuildOptions, ClassWeight, ModelSpec
 from .settings import Grid, check_grid
 from .steps import Steps
+from .tasks import Task, TaskName, task_of
 
 __all__ = ["check_name", "make_plan"]
 
 
 def make_plan(
     *,
-    models: Sequence[str],
+    task: TaskName = "classification",
+    models: Sequence[str] | None,
     grids: Mapping[str, Grid] | None,
     steps: Steps | Sequence[Steps],
     class_weight: ClassWeight,
@@ -30,7 +32,7 @@ def make_plan(
     outer_folds: int,
     halving: Halving,
     seed: int,
-    metric: Metric,
+    metric: Metric | None,
 ) -> CellPlan:
     """Give the plan of a run; parameters are those of ``train_models``.
 
@@ -39,12 +41,15 @@ def make_plan(
     TrainError
         When one of them cannot be.
     """
-    if metric not in METRICS:
-        raise UnknownModelError("metric", metric, METRICS)
+    learned = task_of(task)
+    metric = metric or cast("Metric", learned.metrics[0])
+    if metric not in learned.metrics:
+        raise UnknownModelError("metric", metric, learned.metrics, task)
+    _check_classes_only(learned, class_weight, calibration)
     _check_counts(folds, repeats, outer_folds)
     _check_choices(calibration=(calibration, (None, *get_args(CurveMethod))), halving=(halving, get_args(Halving)))
     return CellPlan(
-        specs=_specs(models, grids or {}),
+        specs=_specs(learned, models, grids or {}),
         steps=_tried(steps),
         grids=grids or {},
         folds=folds,
@@ -52,6 +57,7 @@ def make_plan(
         outer_folds=outer_folds,
         halving=halving,
         metric=metric,
+        task=task,
         options=BuildOptions(seed=seed, class_weight=class_weight, calibration=calibration),
     )
 
@@ -62,13 +68,26 @@ def check_name(name: str) -> None:
         raise TrainError(f"name: bundles need a plain folder name, found {name!r}")
 
 
-def _specs(models: Sequence[str], grids: Mapping[str, Grid]) -> tuple[ModelSpec, ...]:
-    specs = tuple(model_spec(model) for model in dict.fromkeys(models))
-    if not specs:
-        raise TrainError(f"models: name at least one of {', '.join(MODELS)}")
+def _specs(task: Task, models: Sequence[str] | None, grids: Mapping[str, Grid]) -> tuple[ModelSpec, ...]:
+    """Give the models of these names, all of the task by default; refuse names and grids that it does not have."""
+    known = task.models
+    named = tuple(known) if models is None else tuple(dict.fromkeys(models))
+    if not named:
+        raise TrainError(f"models: name at least one of {', '.join(known)}")
+    for model in (*named, *grids):
+        if model not in known:
+            raise UnknownModelError("model", model, tuple(known), task.name)
     for model, grid in grids.items():
-        check_grid(model_spec(model), grid)
-    return specs
+        check_grid(known[model], grid)
+    return tuple(known[model] for model in named)
+
+
+def _check_classes_only(task: Task, class_weight: ClassWeight, calibration: CurveMethod | None) -> None:
+    """Refuse what only tasks with classes have."""
+    if class_weight is not None and not task.weighs_classes:
+        raise TrainError(f"class_weight: a {task.name} has no classes to weigh; leave it out, found {class_weight!r}")
+    if calibration is not None and not task.has_curves:
+        raise TrainError(f"calibration: curves are for classes alone, and this is a {task.name}; leave it out")
 
 
 def _tried(steps: Steps | Sequence[Steps]) -> tuple[Steps, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +16,30 @@ from numpy.typing import NDArray
 from .errors import DatasetError
 from .metrics import FINEST
 
-__all__ = ["HEADLINES", "Comparison", "Gap", "Interval", "bootstrap_intervals", "compare_models", "draws_for"]
+__all__ = [
+    "HEADLINES",
+    "Comparison",
+    "Disagreement",
+    "Gap",
+    "Interval",
+    "Resampled",
+    "WeightedClasses",
+    "bootstrap_intervals",
+    "compare_models",
+    "disagreement_of",
+    "draws_for",
+    "gaps_between",
+    "intervals_of",
+]
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 Interval = tuple[float, float]
+Disagreement = tuple[int, int, float]
+"""Rows that the first of two models alone calls right, rows that the second alone does, and McNemar's p value."""
 
 HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "roc_auc")
-"""Scores that get an interval."""
+"""Scores of class probabilities that get an interval."""
 MOST_DRAWS, LEAST_DRAWS = 1_000, 300
 """Draws: at 1,000 the ends of a 95 % interval move by some hundredths of its width from seed to seed."""
 _WORK = 100_000_000
@@ -32,6 +48,16 @@ _AT_A_TIME = 1 << 22
 """Weights held at once, draws x rows."""
 _MOST_UNDEFINED = 0.05
 """Share of draws in which a score may be undefined, because a class is in none of their rows."""
+
+
+class Resampled(Protocol):
+    """Scores of some rows under any weights of these."""
+
+    work: int
+    """numbers that a draw goes through"""
+
+    def of(self, weights: NDArray[np.float32]) -> Mapping[str, NDArray[np.float64]]:
+        """Give each score for each row of weights, (draws, n); NaN where it is undefined."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +76,14 @@ class Comparison:
 
     n: int
     """rows"""
-    only_first: int
-    """rows that the first alone calls right"""
-    only_second: int
+    only_first: int | None
+    """rows that the first alone calls right; None, as the next two, where rows are not right or wrong"""
+    only_second: int | None
     """rows that the second alone calls right"""
-    p_value: float
+    p_value: float | None
     """McNemar's exact test, two-sided: how likely so uneven a share of these rows is where both models are as good"""
     gaps: Mapping[str, Gap | None]
-    """by score of ``HEADLINES``; None where it is undefined"""
+    """by headline score; None where it is undefined"""
 
     def to_json(self) -> dict[str, Any]:
         """Give plain JSON values."""
@@ -65,13 +91,8 @@ class Comparison:
             name: None if gap is None else {"difference": gap.difference, "interval": list(gap.interval)}
             for name, gap in self.gaps.items()
         }
-        return {
-            "n": self.n,
-            "only_first": self.only_first,
-            "only_second": self.only_second,
-            "mcnemar_p": self.p_value,
-            "gaps": gaps,
-        }
+        test = {"only_first": self.only_first, "only_second": self.only_second, "mcnemar_p": self.p_value}
+        return {"n": self.n, **(test if self.p_value is not None else {}), "gaps": gaps}
 
 
 def draws_for(rows: int, classes: int) -> int:
@@ -101,8 +122,14 @@ def bootstrap_intervals(
     dict
         Score to its interval; None where more than one draw in twenty leaves it undefined.
     """
-    scores = _Scores(y, proba)
-    drawn = _drawn(len(y), groups, seed, resamples or draws_for(*proba.shape), [scores])
+    return intervals_of(WeightedClasses(y, proba), len(y), groups=groups, seed=seed, resamples=resamples)
+
+
+def intervals_of(
+    scores: Resampled, n: int, *, groups: Sequence[str] | None = None, seed: int = 0, resamples: int | None = None
+) -> dict[str, Interval | None]:
+    """Give a 95 % interval of every score of n rows; see ``bootstrap_intervals``."""
+    drawn = _drawn(n, groups, seed, resamples or draws_for(n, scores.work // n), [scores])
     return {name: _percentiles(values[0]) for name, values in drawn.items()}
 
 
@@ -132,29 +159,49 @@ def compare_models(
     DatasetError
         When the rows are not the same number.
     """
-    from scipy.stats import binomtest  # type: ignore[import-untyped]  # it ships no types
-
     if not len(y) == len(first) == len(second):
         raise DatasetError(f"the models scored {len(first)} and {len(second)} rows, and {len(y)} are labelled")
+    both = WeightedClasses(y, first), WeightedClasses(y, second)
+    gaps = gaps_between(*both, len(y), groups=groups, seed=seed, resamples=resamples)
+    return Comparison(len(y), *disagreement_of(y, first, second), gaps)
+
+
+def disagreement_of(y: Ints, first: Floats, second: Floats) -> Disagreement:
+    """Count the rows that only one of two models calls right, and test whether that is chance."""
+    from scipy.stats import binomtest  # type: ignore[import-untyped]  # it ships no types
+
     hits, other = first.argmax(1) == y, second.argmax(1) == y
     only_first, only_second = int((hits & ~other).sum()), int((other & ~hits).sum())
     p_value = float(binomtest(only_first, only_first + only_second).pvalue) if only_first + only_second else 1.0
-    both = [_Scores(y, first), _Scores(y, second)]
-    drawn = _drawn(len(y), groups, seed, resamples or draws_for(*first.shape), both)
-    whole = [scores.of(np.ones((1, len(y)), np.float32)) for scores in both]
+    return only_first, only_second, p_value
+
+
+def gaps_between(
+    first: Resampled,
+    second: Resampled,
+    n: int,
+    *,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+    resamples: int | None = None,
+) -> dict[str, Gap | None]:
+    """Give how far the first's scores of n rows lie above the second's, each with its interval."""
+    drawn = _drawn(n, groups, seed, resamples or draws_for(n, first.work // n), [first, second])
+    whole = [scores.of(np.ones((1, n), np.float32)) for scores in (first, second)]
     gaps: dict[str, Gap | None] = {}
     for name, (values, others) in drawn.items():
         interval = _percentiles(values - others)
         difference = float(whole[0][name][0] - whole[1][name][0])
-        gaps[name] = None if interval is None else Gap(difference, interval)
-    return Comparison(len(y), only_first, only_second, p_value, gaps)
+        gaps[name] = None if interval is None or np.isnan(difference) else Gap(difference, interval)
+    return gaps
 
 
-class _Scores:
+class WeightedClasses:
     """The headline scores of some probabilities under any weights of their rows."""
 
     def __init__(self, y: Ints, proba: Floats) -> None:
         k = proba.shape[1]
+        self.work = proba.size
         called = proba.argmax(1)
         self._is = np.eye(k, dtype=np.float32)[y]  # (n, k)
         self._called = np.eye(k, dtype=np.float32)[called]
@@ -210,13 +257,13 @@ def _summed(weights: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _drawn(
-    n: int, groups: Sequence[str] | None, seed: int, resamples: int, scored: Sequence[_Scores]
+    n: int, groups: Sequence[str] | None, seed: int, resamples: int, scored: Sequence[Resampled]
 ) -> dict[str, NDArray[np.float64]]:
     """Give every score of every draw: name -> (models, draws)."""
     parts = [[scores.of(weights) for scores in scored] for weights in _weights(n, groups, seed, resamples)]
     return {
         name: np.array([np.concatenate([part[i][name] for part in parts]) for i in range(len(scored))])
-        for name in HEADLINES
+        for name in parts[0][0]
     }
 
 

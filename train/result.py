@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from .calibration_curves import CurveMethod
 from .data import Provenance
 from .evidence import Evidence
-from .metrics import Evaluation, Metric
+from .metrics import Metric, sign_of
 from .models import ClassWeight
 from .nested import Nested
 from .resampling import Comparison, Interval
 from .rows import LabelledRows
 from .search import GridPoint
 from .steps import STANDARD, Steps
+from .tasks import Task
 
 __all__ = ["Cell", "Predictions", "RunnerUp", "TrainResult", "intervals_to_json", "rows_to_json"]
 
@@ -42,8 +43,8 @@ class Cell:
     """the chosen value, with the mean and deviation of its cross-validated score"""
     grid: tuple[GridPoint, ...]
     """every value tried"""
-    evaluation: Evaluation
-    """scores on the held-out rows, which had no part in any choice"""
+    evaluation: Any
+    """``tasks.Scores`` on the held-out rows, which had no part in any choice"""
     seconds: float
     """wall time of search, fit and scoring"""
     notes: tuple[str, ...]
@@ -81,14 +82,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The winner's probabilities of the held-out rows."""
+    """The winner's outputs for the held-out rows."""
 
     ids: tuple[str, ...]
     """n image ids"""
-    y: NDArray[np.int64]
-    """(n,), true classes"""
-    proba: NDArray[np.floating[Any]]
-    """(n, k), probability of each class"""
+    y: NDArray[Any]
+    """(n,), true classes; of other tasks see ``tasks.Targets``"""
+    outputs: NDArray[np.floating[Any]]
+    """(n, k), probability of each class; (n, L), of each label; or (n,), predicted numbers"""
+
+    @property
+    def proba(self) -> NDArray[np.floating[Any]]:
+        """The outputs of a task that has probabilities."""
+        return self.outputs
 
 
 @dataclass(frozen=True)
@@ -99,13 +105,15 @@ class RunnerUp:
     """its scores"""
     comparison: Comparison
     """the winner first, this one second"""
+    headline: str = "accuracy"
+    """score that the verdict is about"""
 
     def verdict(self) -> str:
-        """Say in words what the held-out accuracies tell."""
-        gap = self.comparison.gaps["accuracy"]
+        """Say in words what the held-out scores tell."""
+        gap = self.comparison.gaps[self.headline]
         if gap is None or gap.interval[0] <= 0 <= gap.interval[1]:
             return "these rows cannot tell them apart"
-        return f"the winner is {'better' if gap.difference > 0 else 'worse'} beyond chance"
+        return f"the winner is {'better' if gap.difference * sign_of(self.headline) > 0 else 'worse'} beyond chance"
 
     def to_json(self) -> dict[str, Any]:
         """Give plain JSON values."""
@@ -118,8 +126,8 @@ class TrainResult:
 
     cells: tuple[Cell, ...]
     """the leaderboard: best cross-validated score first; ties by fewer features, then by the simpler model"""
-    baseline: Evaluation
-    """scores of the training rows' class shares on the held-out rows"""
+    baseline: Any
+    """``tasks.Scores`` of what is known without features: the training rows' class shares, or their mean"""
     metric: Metric
     """what the cells are ordered and chosen by"""
     folds: int
@@ -133,7 +141,7 @@ class TrainResult:
     calibration: CurveMethod | None
     """curves that give the probabilities; None: each model's own, or one temperature"""
     rows: LabelledRows
-    """classes, split, and what was left out"""
+    """task, classes, split, and what was left out"""
     provenance: Provenance
     """where the features came from"""
     predictions: Predictions
@@ -156,6 +164,11 @@ class TrainResult:
     """number of cells that the winner was chosen from"""
 
     @property
+    def task(self) -> Task:
+        """What was learned."""
+        return self.rows.task
+
+    @property
     def winner(self) -> Cell:
         """The cell with the best cross-validated score on the training rows."""
         return self.cells[0]
@@ -163,6 +176,7 @@ class TrainResult:
     def to_json(self) -> dict[str, Any]:
         """Give what a caller prints or keeps, as plain JSON values."""
         return {
+            "task": self.task.name,
             "winner": self.winner.to_json(),
             "winner_intervals": intervals_to_json(self.intervals[0]),
             "runner_up": None if self.runner_up is None else self.runner_up.to_json(),

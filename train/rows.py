@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DatasetError, first_few
 from .labels import FolderLabels, LabelSource, Match, match_labels
 from .splits import GivenSplit, HashSplit, Split, SplitRule, split_digest, split_rows
+from .tasks import Task, TaskName, task_of
 
 __all__ = ["LabelledRows", "label_rows"]
 
@@ -22,10 +23,10 @@ class LabelledRows:
 
     ids: tuple[str, ...]
     """n image ids, in the store's order"""
-    y: NDArray[np.int64]
-    """(n,), classes as positions in ``classes``"""
+    y: NDArray[Any]
+    """(n,) int64, classes as positions in ``classes``; of other tasks see ``tasks.Targets``"""
     classes: tuple[str, ...]
-    """class names, sorted"""
+    """class names, sorted; the labels, or the one number's name, as columns of the file"""
     train: NDArray[np.bool_]
     """(n,), true for training rows"""
     groups: tuple[str, ...] | None
@@ -36,16 +37,23 @@ class LabelledRows:
     """what was left out, and why"""
     label_source: str
     """where the labels came from"""
+    task: Task
+    """what is to be learned"""
 
     @property
-    def y_train(self) -> NDArray[np.int64]:
-        """Classes of the training rows, a copy."""
+    def y_train(self) -> NDArray[Any]:
+        """Targets of the training rows, a copy."""
         return self.y[self.train]
 
     @property
-    def y_held_out(self) -> NDArray[np.int64]:
-        """Classes of the held-out rows, a copy."""
+    def y_held_out(self) -> NDArray[Any]:
+        """Targets of the held-out rows, a copy."""
         return self.y[~self.train]
+
+    @property
+    def train_ids(self) -> tuple[str, ...]:
+        """Ids of the training rows, in their order."""
+        return tuple(image for image, train in zip(self.ids, self.train.tolist(), strict=True) if train)
 
     @property
     def held_out_ids(self) -> tuple[str, ...]:
@@ -94,6 +102,7 @@ def label_rows(
     labels: LabelSource,
     failed: Sequence[str] = (),
     split: SplitRule | None = None,
+    task: TaskName = "classification",
 ) -> LabelledRows:
     """Label images and divide them into training and held-out rows.
 
@@ -107,6 +116,8 @@ def label_rows(
         Images that could not be extracted: their labels are set aside, not refused.
     split
         How to divide the rows; by default as the labels say, or by hash of the id where they say nothing.
+    task
+        What is to be learned.
 
     Raises
     ------
@@ -120,28 +131,17 @@ def label_rows(
         match = replace(match, failed=tuple(failed))  # every image in the folders was meant to be there
     rule = split or (GivenSplit() if found.split else HashSplit())
     divided = split_rows(rule, match.ids, names=found.split, groups=found.group)
-    classes = tuple(sorted({found.label[image] for image in match.ids}))
-    position = {label: i for i, label in enumerate(classes)}
-    y = np.array([position[found.label[image]] for image in match.ids], dtype=np.int64)
-    _check_classes(y, divided.train, classes, found.source)
+    learned = task_of(task)
+    targets = learned.targets(found, match.ids)
+    learned.check(targets, divided.train, found.source)
     return LabelledRows(
         ids=match.ids,
-        y=y,
-        classes=classes,
+        y=targets.y,
+        classes=targets.names,
         train=divided.train,
         groups=tuple(found.group.get(image, image) for image in match.ids) if found.group else None,
         split=divided,
         match=match,
         label_source=found.source,
+        task=learned,
     )
-
-
-def _check_classes(y: NDArray[np.int64], train: NDArray[np.bool_], classes: Sequence[str], source: str) -> None:
-    if len(classes) < 2:
-        raise DatasetError(f"{source}: all images have the label {classes[0]!r}; a classifier needs two or more")
-    untrained = [label for i, label in enumerate(classes) if not (train & (y == i)).any()]
-    if untrained:
-        raise DatasetError(
-            f"{source}: class {first_few(untrained)} has held-out rows but no training row; "
-            "add some, move some to the training side, or remove the class"
-        )

@@ -11,23 +11,36 @@ from numpy.typing import NDArray
 from .calibration import fit_temperature, scaled_softmax
 from .calibration_curves import fit_curves
 from .folds import Fold
-from .metrics import Metric, metric_score
+from .metrics import ClassMetric, Metric, metric_score
 from .models import BuildOptions, ModelSpec
+from .tasks import task_of
 
-__all__ = ["as_decided", "logits_of", "probabilities_by", "score_by_fold"]
+__all__ = ["as_decided", "class_scores", "logits_of", "probabilities_by", "score_by_fold"]
 
 Probabilities = Callable[[NDArray[Any]], NDArray[np.float64]]
 
 
 def score_by_fold(
     spec: ModelSpec,
-    scores: NDArray[np.float32],
-    y: NDArray[np.int64],
+    scores: NDArray[Any],
+    y: NDArray[Any],
     folds: Sequence[Fold],
     metric: Metric,
     options: BuildOptions,
 ) -> NDArray[np.float64]:
-    """Score one value on each fold, (folds,), larger is better.
+    """Score one value on each fold, (folds,), larger is better, as the model's task does."""
+    return task_of(spec.task).fold_scores(spec, scores, y, folds, metric, options)
+
+
+def class_scores(
+    spec: ModelSpec,
+    scores: NDArray[np.float32],
+    y: NDArray[np.int64],
+    folds: Sequence[Fold],
+    metric: ClassMetric,
+    options: BuildOptions,
+) -> NDArray[np.float64]:
+    """Score a classifier's scores on each fold.
 
     What turns scores into probabilities for a fold is fitted on the out-of-fold scores of the other folds.
     """

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .calibration import Calibrated, fit_temperature
 from .calibration_curves import Curves, fit_curves, scores_of
 from .folds import Fold
 from .grid_search import Halving, score_grid
-from .metrics import Metric, as_probabilities, rank_of, sign_of
+from .metrics import Metric, rank_of, sign_of
 from .models import BuildOptions, ModelSpec
 from .out_of_fold import OutOfFold, fit_pipeline, score_folds
-from .scoring import as_decided, probabilities_by
 from .settings import Grid, Point, grid_points, params_of
+from .tasks import TaskName, task_of
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -68,10 +67,10 @@ class Search:
     found: OutOfFold
     """out-of-fold scores of the chosen setting alone, (1, n, k)"""
 
-    def proba(self, spec: ModelSpec, y: NDArray[np.int64], options: BuildOptions) -> NDArray[np.float64]:
-        """Give the probabilities, (n, k), that training rows get from models that never saw their fold."""
+    def outputs(self, spec: ModelSpec, y: NDArray[Any], options: BuildOptions) -> NDArray[np.float64]:
+        """Give the outputs, such as probabilities (n, k), that training rows get from models that never saw them."""
         scores = self.found.scores[0]
-        return probabilities_by(spec, scores, y, options)(scores)
+        return task_of(spec.task).out_of_fold(spec, scores, y, options)
 
 
 @dataclass(frozen=True)
@@ -81,24 +80,31 @@ class Fitted:
     steps: Pipeline
     """fitted preprocessing: float32 (n, D) in and out"""
     model: Any
-    """fitted classifier over the integers 0 to k - 1, with ``predict_proba`` unless there are curves"""
+    """fitted classifier over the integers 0 to k - 1, with ``predict_proba`` unless there are curves; ``LabelModels``;
+    or a fitted regressor"""
     notes: tuple[str, ...]
     """solvers that did not converge"""
     curves: Curves | None = None
     """what turns the model's scores into probabilities, where that was asked for"""
+    task: TaskName = "classification"
+    """what was learned"""
 
-    def predict_proba(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Give the probability of each class, (n, k), for raw features (n, D)."""
+    def outputs(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Give the outputs of the task for raw features (n, D); see ``tasks.Task``."""
         A = self.steps.transform(X)
         if self.curves is not None:
             return self.curves.proba(scores_of(self.model, A))
-        return as_probabilities(self.model.predict_proba(A))
+        return task_of(self.task).outputs(self.model, A)
+
+    def predict_proba(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Give the probability of each class, (n, k), or label, (n, L), for raw features (n, D)."""
+        return self.outputs(X)
 
 
 def search_setting(
     spec: ModelSpec,
     X: NDArray[np.float32],
-    y: NDArray[np.int64],
+    y: NDArray[Any],
     *,
     folds: Sequence[Fold],
     metric: Metric,
@@ -116,7 +122,7 @@ def search_setting(
     X : (n, D) float32
         Raw features of the training rows.
     y : (n,) int
-        Their classes.
+        Their classes; of other tasks see ``tasks.Targets``.
     folds
         Positions of the parts; see ``make_folds``.
     metric
@@ -145,7 +151,7 @@ def search_setting(
 def fit_model(
     spec: ModelSpec,
     X: NDArray[np.float32],
-    y: NDArray[np.int64],
+    y: NDArray[Any],
     *,
     value: Point,
     folds: Sequence[Fold],
@@ -165,7 +171,7 @@ def fit_model(
     X : (n, D) float32
         Raw features of the training rows.
     y : (n,) int
-        Their classes.
+        Their classes; of other tasks see ``tasks.Targets``.
     value
         Value of the model's main setting, or one of each setting as ``GridPoint.point`` has them.
     folds
@@ -184,10 +190,10 @@ def fit_model(
     if found and calibrated:
         notes = (*found.notes, *notes)
         if options.calibration is None:
-            model = Calibrated(model, fit_temperature(as_decided(found.scores[0]), y))
+            model = task_of(spec.task).calibrate(model, found.scores[0], y)
         else:
             curves = fit_curves(options.calibration, found.scores[0], y, are_logits=spec.has_probabilities)
-    return Fitted(pipeline[:-1], model, tuple(dict.fromkeys(notes)), curves)
+    return Fitted(pipeline[:-1], model, tuple(dict.fromkeys(notes)), curves, spec.task)
 
 
 def _grid_point(spec: ModelSpec, value: Point, scores: NDArray[np.float64], metric: Metric) -> GridPoint:

@@ -35,6 +35,7 @@ TRUSTED_TYPES = frozenset(
         "icecore.train.calibration_curves.Curves",
         "icecore.train.calibration_curves.SigmoidCurve",
         "icecore.train.calibration_curves.StepCurve",
+        "icecore.train.label_models.LabelModels",
         "icecore.train.nearest.NearestMean",
         "icecore.train.nearest.SmoothedNeighbors",
         "icecore.train.pairwise.PairwiseSVC",
@@ -47,13 +48,17 @@ TRUSTED_TYPES = frozenset(
         "numpy.ndarray",
         "sklearn.decomposition._pca.PCA",
         "sklearn.linear_model._logistic.LogisticRegression",
+        "sklearn.linear_model._ridge.Ridge",
         "sklearn.linear_model._ridge.RidgeClassifier",
+        "sklearn.neighbors._regression.KNeighborsRegressor",
         "sklearn.neural_network._multilayer_perceptron.MLPClassifier",
         "sklearn.pipeline.Pipeline",
         "sklearn.preprocessing._data.Normalizer",
         "sklearn.preprocessing._data.StandardScaler",
         "sklearn.preprocessing._label.LabelBinarizer",
         "sklearn.svm._classes.LinearSVC",
+        "sklearn.svm._classes.LinearSVR",
+        "sklearn.svm._classes.SVR",
     }
 )
 """All that the models of this room are made of; a file that names anything else is refused."""
@@ -121,7 +126,7 @@ def load_xgboost(path: Path) -> XGBoostModel:
 
 
 class XGBoostModel:
-    """A loaded XGBoost classifier: probabilities only."""
+    """A loaded XGBoost model."""
 
     def __init__(self, booster: Any) -> None:
         self._booster = booster
@@ -130,6 +135,10 @@ class XGBoostModel:
         """Give the probability of each class, (n, k) float32; two columns where the model gives only the second."""
         proba = np.asarray(self._booster.inplace_predict(X))
         return proba if proba.ndim == 2 else np.vstack((1.0 - proba, proba)).transpose()
+
+    def predict(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Give a regressor's numbers, (n,) float32."""
+        return np.asarray(self._booster.inplace_predict(X))
 
 
 def _skops() -> Any:

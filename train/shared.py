@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 from icecore.store import FeatureSet
 
 from .data import Dataset, read_rows
 from .errors import first_few
-from .folds import Fold, make_folds
+from .folds import Fold
 from .labels import LabelSource
 from .metrics import Metric, rank_of
-from .models import MODELS
 from .rows import LabelledRows
 from .splits import SplitRule
+from .tasks import Targets, TaskName, task_of
 
 if TYPE_CHECKING:
     from .cells import CellPlan
 
 __all__ = ["divide", "each_layer", "notes_on_copies", "notes_on_rows", "rank_key", "share_rows"]
-
-_SIMPLICITY = {name: i for i, name in enumerate(MODELS)}
 
 
 def share_rows(
@@ -31,6 +28,7 @@ def share_rows(
     *,
     labels: LabelSource | None = None,
     split: SplitRule | None = None,
+    task: TaskName = "classification",
 ) -> LabelledRows:
     """Label and divide the images that all of these layers cover; parameters are those of ``train_models``.
 
@@ -39,14 +37,14 @@ def share_rows(
     names = tuple(each_layer(layers))
     for name in names:
         feature_set.resolve(name)
-    return read_rows(feature_set, names, labels=labels, split=split)
+    return read_rows(feature_set, names, labels=labels, split=split, task=task)
 
 
 def divide(rows: LabelledRows, plan: CellPlan) -> list[tuple[Fold, ...]]:
     """Divide the training rows into folds, once a repeat."""
     y, seed = rows.y_train, plan.options.seed
     return [
-        make_folds(y, classes=rows.classes, folds=plan.folds, seed=seed + repeat, groups=rows.train_groups)
+        rows.task.make_folds(y, names=rows.classes, folds=plan.folds, seed=seed + repeat, groups=rows.train_groups)
         for repeat in range(plan.repeats)
     ]
 
@@ -60,9 +58,7 @@ def notes_on_rows(rows: LabelledRows) -> Iterator[str]:
     ):
         if images:
             yield f"{what}: {len(images):,} ({first_few(images)})"
-    present = set(np.unique(rows.y_held_out).tolist())
-    if absent := [label for i, label in enumerate(rows.classes) if i not in present]:
-        yield f"no held-out image of class {first_few(absent)}: the scores say nothing about it"
+    yield from rows.task.notes(Targets(rows.y, rows.classes), rows.train)
 
 
 def notes_on_copies(data: Dataset) -> Iterator[str]:
@@ -72,9 +68,17 @@ def notes_on_copies(data: Dataset) -> Iterator[str]:
         yield f"{what}: {len(copies):,} ({first_few(copies)})"
 
 
-def rank_key(metric: Metric, *, mean: float, n_features: int, model: str, layers: str) -> tuple[float, int, int, str]:
+def rank_key(
+    metric: Metric,
+    task: TaskName = "classification",
+    *,
+    mean: float,
+    n_features: int,
+    model: str,
+    layers: str,
+) -> tuple[float, int, int, str]:
     """Order of a leaderboard: best score, fewer features, simpler model, name; then as they were tried."""
-    return -rank_of(metric, mean), n_features, _SIMPLICITY[model], layers
+    return -rank_of(metric, mean), n_features, list(task_of(task).models).index(model), layers
 
 
 def each_layer(layers: Sequence[str | Sequence[str]]) -> Iterator[str]:

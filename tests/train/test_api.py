@@ -34,6 +34,7 @@ def test_the_offer_is_this() -> None:
         "SweepCell",
         "SweepProgress",
         "SweepResult",
+        "TASKS",
         "TrainError",
         "TrainResult",
         "UnknownModelError",
@@ -46,6 +47,7 @@ def test_the_offer_is_this() -> None:
         "probe_features",
         "split_rows",
         "sweep_models",
+        "task_of",
         "train_models",
     ]
     assert all(hasattr(icecore.train, name) for name in icecore.train.__all__)

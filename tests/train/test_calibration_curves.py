@@ -84,7 +84,7 @@ def test_every_model_can_be_calibrated_by_curves(name: str, method: CurveMethod)
     scores = evaluate(y[180:], fitted.predict_proba(X[180:]), ["a", "b", "c"])
     assert scores.log_loss < (1.1 if method == "sigmoid" else 2.5)
     assert scores.accuracy > 0.5
-    np.testing.assert_allclose(found.proba(spec, y[:180], options).sum(axis=1), 1)
+    np.testing.assert_allclose(found.outputs(spec, y[:180], options).sum(axis=1), 1)
 
 
 def test_overconfident_probabilities_are_mended() -> None:

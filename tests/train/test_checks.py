@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
-from icecore.train.checks import find_copies, find_suspects, run_checks
+from icecore.train.checks import Checks, find_copies, run_checks
+from icecore.train.classification import TASK
+from icecore.train.doubts import find_outliers, find_suspects
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
+
+
+def checked(X: Any, y: Any, train: Any, ids: Sequence[str], classes: Sequence[str], proba: Any) -> Checks:
+    """What a run of classes with five folds looks at."""
+    training = [ids[i] for i in np.flatnonzero(train)]
+    return run_checks(
+        X, y, train, ids=ids,
+        suspects=TASK.doubts(proba, y[train], training, classes), small=TASK.small(y[train], classes, 5),
+    )  # fmt: skip
 
 
 def clouds(
@@ -88,7 +102,7 @@ def test_what_was_found_is_told_in_sentences_and_as_json() -> None:
     X[held_out[1]] = X[training[9]] + 0.01
     proba = np.eye(4)[y[train]] * 0.9 + 0.025
     proba[7] = np.roll(proba[7], 1)
-    found = run_checks(X, y, train, ids=ids, classes=["a", "b", "c", "d"], folds=5, out_of_fold=proba)
+    found = checked(X, y, train, ids, ("a", "b", "c", "d"), proba)
     text = "\n".join(found.notes())
     assert "look like copies of a training image: 1 (" in text
     assert "speak against: 1 (" in text
@@ -115,6 +129,19 @@ def test_beyond_its_work_the_search_for_copies_takes_a_part_and_says_so(monkeypa
     X[~train] = X[train][: (~train).sum()]
     monkeypatch.setattr("icecore.train.checks._WORK", 10 * int(train.sum()) * X.shape[1])
     proba = np.eye(3)[y[train]] * 0.9 + 0.05
-    found = run_checks(X, y, train, ids=ids, classes=["a", "b", "c"], folds=5, out_of_fold=proba)
+    found = checked(X, y, train, ids, ("a", "b", "c"), proba)
     assert len(found.copies) == found.looked_at == 10
     assert f"copies were looked for among 10 of the {(~train).sum()} held-out images" in found.notes()
+
+
+def test_numbers_far_from_their_predictions_are_outliers_farthest_first() -> None:
+    rng = np.random.default_rng(0)
+    predicted = rng.normal(size=400) * 50 + 200
+    y = predicted + rng.normal(size=400) * 3 + 10  # that all are 10 off is nobody's fault
+    y[[7, 30]] += [60, -25]
+    found = find_outliers(predicted, y, [f"i{i}" for i in range(400)])
+    assert [outlier.id for outlier in found] == ["i7", "i30"]
+    assert found[0].deviations == pytest.approx(60 / 3, rel=0.15)
+    assert (found[1].value, found[1].predicted) == (y[30], predicted[30])
+    assert str(found[0]).startswith(f"i7: {y[7]:g}, or ")
+    assert find_outliers(np.ones(5), np.array([1, 1, 1, 1, 9.0]), list("abcde")) == ()  # no spread to count in

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from icecore.train.errors import DatasetError
 from icecore.train.metrics import evaluate
-from icecore.train.resampling import HEADLINES, _Scores, bootstrap_intervals, compare_models, draws_for
+from icecore.train.resampling import HEADLINES, WeightedClasses, bootstrap_intervals, compare_models, draws_for
 
 
 def draw(seed: int, n: int, k: int, *, skill: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +27,7 @@ def test_a_score_under_weights_is_that_of_rows_repeated_so_often(seed: int, k: i
     weights[:k] = 1  # every class is there
     rows = np.repeat(np.arange(40), weights)
     expected = evaluate(y[rows], proba[rows], [str(i) for i in range(k)])
-    found = _Scores(y, proba).of(weights[None].astype(np.float32))
+    found = WeightedClasses(y, proba).of(weights[None].astype(np.float32))
     for name in HEADLINES:
         assert found[name][0] == pytest.approx(getattr(expected, name), abs=1e-6), name
 
