@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .metrics import Metric, sign_of
-from .models import MODELS
+from .models import MODELS, ModelSpec
 from .result import Cell
 from .svg import INK, PALETTE, draw, printable
 
@@ -22,7 +23,14 @@ __all__ = ["plot_cells", "plot_confusion"]
 _MOST_NUMBERS = 25  # classes up to which a confusion matrix has its counts written in
 
 
-def plot_cells(cells: Sequence[Cell], metric: Metric, baseline: float) -> str:
+def plot_cells(
+    cells: Sequence[Cell],
+    metric: Metric,
+    baseline: float | None,
+    *,
+    models: Mapping[str, ModelSpec] = MODELS,
+    baseline_title: str = "majority class",
+) -> str:
     """Draw the scores of all cells: bars are cross-validation, diamonds the held-out rows.
 
     Parameters
@@ -32,16 +40,22 @@ def plot_cells(cells: Sequence[Cell], metric: Metric, baseline: float) -> str:
     metric
         What the bars show.
     baseline
-        The majority class's held-out score, drawn as a line.
+        The held-out score of what is known without features, drawn as a line; None where it is undefined.
+    models
+        The task's models.
+    baseline_title
+        What the line is called.
     """
     layers = list(dict.fromkeys(cell.inputs for cell in sorted(cells, key=_depth)))
-    models = [name for name in MODELS if any(cell.model == name for cell in cells)]
-    width = max(6.4, 1.2 + 0.42 * len(layers) * (len(models) + 1))
+    names = [name for name in models if any(cell.model == name for cell in cells)]
+    width = max(6.4, 1.2 + 0.42 * len(layers) * (len(names) + 1))
 
     def paint(axes: Axes) -> None:
-        for i, name in enumerate(models):
-            _bars(axes, [cell for cell in cells if cell.model == name], layers, metric, i, len(models))
-        axes.axhline(baseline, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="majority class")
+        for i, name in enumerate(names):
+            own = [cell for cell in cells if cell.model == name]
+            _bars(axes, own, layers, metric, i, len(names), models[name].title)
+        if baseline is not None:
+            axes.axhline(baseline, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=baseline_title)
         axes.set_xticks(range(len(layers)), [printable(name) for name in layers])
         axes.set_ylabel(metric.replace("_", " ") + (" (lower is better)" if sign_of(metric) < 0 else ""))
         axes.set_ylim(*_limits([value for cell in cells for value in _heights(cell, metric)], baseline, metric))
@@ -85,31 +99,39 @@ def _depth(cell: Cell) -> tuple[int, list[tuple[int, str]]]:
     return len(cell.columns), [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
-def _bars(axes: Axes, cells: Sequence[Cell], layers: Sequence[str], metric: Metric, i: int, n_models: int) -> None:
+def _bars(
+    axes: Axes, cells: Sequence[Cell], layers: Sequence[str], metric: Metric, i: int, n_models: int, title: str
+) -> None:
     """Draw the bars of one model, beside those of the others."""
     width = 0.8 / n_models
     where = [layers.index(cell.inputs) + (i - (n_models - 1) / 2) * width for cell in cells]
     means, stds = [cell.best.mean for cell in cells], [cell.best.std for cell in cells]
-    spec = MODELS[cells[0].model]
     colour = PALETTE[i % len(PALETTE)]
-    axes.bar(where, means, width * 0.92, color=colour, label=spec.title)
+    axes.bar(where, means, width * 0.92, color=colour, label=title)
     axes.errorbar(where, means, stds, fmt="none", ecolor=INK, elinewidth=1, capsize=2, alpha=0.6)
-    held_out = [getattr(cell.evaluation, metric) for cell in cells]
+    held_out = [_held_out(cell, metric) for cell in cells]
     label = "held out" if i == n_models - 1 else None
     axes.plot(where, held_out, "D", markersize=5, color="#ffffff", markeredgecolor=INK, label=label)
 
 
-def _heights(cell: Cell, metric: Metric) -> tuple[float, float, float]:
+def _held_out(cell: Cell, metric: Metric) -> float:
+    """Give the score on the held-out rows, NaN where it is undefined."""
+    score = getattr(cell.evaluation, metric)
+    return math.nan if score is None else float(score)
+
+
+def _heights(cell: Cell, metric: Metric) -> Iterator[float]:
     mean, std = cell.best.mean, cell.best.std
-    return mean - std, mean + std, float(getattr(cell.evaluation, metric))
+    yield from (height for height in (mean - std, mean + std, _held_out(cell, metric)) if not math.isnan(height))
 
 
-def _limits(values: Sequence[float], baseline: float, metric: Metric) -> tuple[float, float]:
-    """Leave out the empty part below all scores; bars of a loss stand on zero."""
+def _limits(values: Sequence[float], baseline: float | None, metric: Metric) -> tuple[float, float]:
+    """Leave out the empty part below all scores; bars of a loss stand on zero, and R2 may lie below it."""
+    heights = [*values, *([] if baseline is None else [baseline])]
     if sign_of(metric) < 0:
-        return 0.0, max(*values, baseline) * 1.05
-    low = min(*values, baseline)
-    return max(0.0, low - 0.08), min(1.0, max(values) + 0.03)
+        return 0.0, max(heights) * 1.05
+    low = min(heights)
+    return low - 0.05 if low < 0 else max(0.0, low - 0.08), min(1.0, max(values) + 0.03)
 
 
 def _shades() -> Any:

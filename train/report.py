@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +22,9 @@ from .curve_plots import plot_calibration, plot_learning, plot_map, plot_precisi
 from .curves import calibration_of, confused_pairs
 from .errors import MissingExtraError
 from .metrics import sign_of
-from .models import MODELS
 from .plots import plot_cells, plot_confusion
-from .resampling import HEADLINES, Gap, Interval, draws_for
+from .report_tasks import label_parts, number_parts
+from .resampling import Gap, Interval, draws_for
 from .result import TrainResult, rows_to_json
 from .steps import STANDARD
 from .svg import printable
@@ -38,7 +39,17 @@ MOST_MISTAKES = 24
 """Mistakes shown, the surest ones."""
 MOST_DOUBTS = 12
 """Copies, and doubtful labels, shown."""
-_HEADLINES = {"macro_f1": "Macro F1", "roc_auc": "ROC AUC", "log_loss": "Log loss (lower is better)"}
+_HEADLINES = {
+    "macro_f1": "Macro F1",
+    "roc_auc": "ROC AUC",
+    "log_loss": "Log loss (lower is better)",
+    "micro_f1": "Micro F1",
+    "subset_accuracy": "All labels right",
+    "hamming_loss": "Hamming loss (lower is better)",
+    "rmse": "RMSE (lower is better)",
+    "mae": "MAE (lower is better)",
+    "r2": "R²",
+}
 _LIBRARIES = {"jinja2": "jinja2", "matplotlib": "matplotlib", "PIL": "Pillow"}
 
 
@@ -91,13 +102,15 @@ def render_report(result: TrainResult, *, store: Path, bundle: Path, images: Pat
         The page; it can always be written as UTF-8. Everything in it but the date follows from the arguments.
     """
     winner = result.winner
-    mistakes = worst_mistakes(result)
-    page = page_environment().get_template("report.html.jinja")
+    template, find_parts = _PAGES[result.task.name]
+    parts = find_parts(result)
+    mistakes, figures = parts.pop("mistakes"), parts.pop("figures")
+    page = page_environment().get_template(template)
     return page.render(
         result=result,
         winner=winner,
         headlines=_headlines(result),
-        draws=draws_for(*result.predictions.proba.shape),
+        draws=_draws(result),
         copies=[
             (copy, _thumbnail(images, copy.held_out), _thumbnail(images, copy.training))
             for copy in result.evidence.checks.copies[:MOST_DOUBTS]
@@ -105,18 +118,17 @@ def render_report(result: TrainResult, *, store: Path, bundle: Path, images: Pat
         suspects=[
             (suspect, _thumbnail(images, suspect.id)) for suspect in result.evidence.checks.suspects[:MOST_DOUBTS]
         ],
-        models=MODELS,
+        models=result.task.models,
+        shown=result.task.headlines,
         standard=STANDARD,
         lower_is_better=sign_of(result.metric) < 0,
         rows=rows_to_json(result.rows),
         mistakes=[(mistake, _thumbnail(images, mistake.id)) for mistake in mistakes[:MOST_MISTAKES]],
         n_mistakes=len(mistakes),
         with_images=images is not None,
-        cells_plot=plot_cells(result.cells, result.metric, float(getattr(result.baseline, result.metric))),
-        figures=_figures(result),
-        confused=confused_pairs(winner.evaluation.confusion, result.rows.classes)[:MOST_DOUBTS],
-        calibration_error=calibration_of(result.predictions.y, result.predictions.proba).error,
-        confusion_plot=plot_confusion(winner.evaluation.confusion, result.rows.classes),
+        cells_plot=_cells_plot(result),
+        figures={**figures, "learning": _learning_plot(result)},
+        **parts,
         contract=json.dumps(result.provenance.contract.to_json(), indent=2),
         source=json.dumps(result.provenance.source, indent=2, default=str),
         versions=library_versions(),
@@ -132,23 +144,50 @@ def _headlines(result: TrainResult) -> list[tuple[str, float | None, Interval | 
     """Give each headline score of the winner: name, value, interval, and its gap to the next best cell."""
     gaps = {} if result.runner_up is None else result.runner_up.comparison.gaps
     scores, intervals = result.winner.evaluation, result.intervals[0]
-    return [(name, getattr(scores, name), intervals[name], gaps.get(name)) for name in HEADLINES]
+    return [(name, getattr(scores, name), intervals[name], gaps.get(name)) for name in result.task.headlines]
 
 
-def _figures(result: TrainResult) -> dict[str, str]:
-    """Draw what stands beside the scores; a figure that has nothing to show is left out."""
+def _draws(result: TrainResult) -> int:
+    y, outputs = result.predictions.y, result.predictions.outputs
+    return draws_for(len(y), result.task.resampled(y, outputs).work // len(y))
+
+
+def _cells_plot(result: TrainResult) -> str:
+    baseline = getattr(result.baseline, result.metric)
+    return plot_cells(
+        result.cells,
+        result.metric,
+        None if baseline is None else float(baseline),
+        models=result.task.models,
+        baseline_title=result.task.baseline_title,
+    )
+
+
+def _learning_plot(result: TrainResult) -> str:
+    """Draw the learning curve, where any part of the rows could teach something."""
+    return plot_learning(result.evidence.learning, result.metric) if result.evidence.learning else ""
+
+
+def _class_parts(result: TrainResult) -> dict[str, Any]:
+    """Give what the page of a classification shows beside what all pages show."""
     y, proba, classes = result.predictions.y, result.predictions.proba.astype(np.float64), result.rows.classes
+    confusion, calibration = result.winner.evaluation.confusion, calibration_of(y, proba)
     figures = {
         "roc": plot_roc(y, proba, classes),
         "precision_recall": plot_precision_recall(y, proba, classes),
-        "calibration": plot_calibration(calibration_of(y, proba)),
-        "learning": plot_learning(result.evidence.learning, result.metric),
+        "calibration": plot_calibration(calibration),
     }
     if result.evidence.map is not None:
         wrong = np.zeros(len(result.rows.ids), dtype=bool)
         wrong[np.flatnonzero(~result.rows.train)] = proba.argmax(1) != y
         figures["map"] = plot_map(result.evidence.map, result.rows.y, result.rows.train, wrong, classes)
-    return figures
+    return {
+        "figures": figures,
+        "mistakes": worst_mistakes(result),
+        "confused": confused_pairs(confusion, classes)[:MOST_DOUBTS],
+        "calibration_error": calibration.error,
+        "confusion_plot": plot_confusion(confusion, classes),
+    }
 
 
 def worst_mistakes(result: TrainResult) -> tuple[Mistake, ...]:
@@ -195,8 +234,23 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["lines"] = lines
-    environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["score"] = _score
     environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
     environment.filters["headline"] = lambda name: _HEADLINES.get(name) or name.replace("_", " ").capitalize()
     environment.filters["setting"] = lambda cell: ", ".join(f"{k} = {v:g}" for k, v in cell.params.items())
     return environment
+
+
+def _score(value: float | None) -> str:
+    """Give a score, or a number in any unit."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if not value or 5e-4 <= abs(value) < 1000 else f"{value:.4g}"
+
+
+_PAGES: dict[str, tuple[str, Callable[[TrainResult], dict[str, Any]]]] = {
+    "classification": ("report.html.jinja", _class_parts),
+    "multilabel": ("report_multilabel.html.jinja", label_parts),
+    "regression": ("report_regression.html.jinja", number_parts),
+}
+"""Template of each task, and what it shows beside what all pages show."""

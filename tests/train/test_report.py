@@ -228,7 +228,7 @@ def test_a_picture_with_odd_exif_costs_neither_report_nor_models(lab: Any) -> No
 
 
 def test_a_report_that_fails_costs_no_model_and_is_told(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> str:
+    def fail(*_: Any, **__: Any) -> str:
         raise MemoryError("no room for the figure")
 
     monkeypatch.setattr("icecore.train.report.plot_cells", fail)
