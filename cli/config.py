@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from icecore.store import Pooling
 from pydantic import (
@@ -23,10 +23,9 @@ from pydantic import (
 )
 
 from .loading import ConfigError, load_config
+from .task_choices import AnyModelName, MetricName, check_choices
 
 __all__ = ["ConfigError", "ExtractConfig", "Source", "TrainConfig", "load_config"]
-
-ModelName = Literal["logistic_regression", "linear_svm", "ridge", "nearest_mean", "knn", "rbf_svm", "mlp", "xgboost"]
 
 
 def _below_config(value: Any, info: ValidationInfo) -> Any:
@@ -206,6 +205,8 @@ class Labels(_Section):
     """what to do with labels of images that the store does not hold"""
     missing: Literal["error", "skip"] = "error"
     """what to do with images without a label"""
+    columns: tuple[str, ...] = Field(("label",), strict=False, min_length=1)
+    """columns of the file that hold labels: one of classes or of numbers, or several that say yes or no"""
 
 
 class Split(_Section):
@@ -245,14 +246,16 @@ class Train(_Section):
     """name under which the bundle is kept in the store"""
     version: int | str | None = Field(None, union_mode="left_to_right")
     """version or tag of the set to learn from; the latest by default"""
+    task: Literal["classification", "multilabel", "regression"] = "classification"
+    """what labels are: a class; several columns of a CSV that say yes or no; or a column of numbers"""
     layers: tuple[str | Joined, ...] = Field((), strict=False)
     """layers tried one by one, ["a", "b"] in a list of its own being joined; every column by default"""
-    models: tuple[ModelName, ...] = Field(get_args(ModelName), strict=False, min_length=1)
-    """classifiers tried on each"""
+    models: tuple[AnyModelName, ...] | None = Field(None, strict=False, min_length=1)
+    """models tried on each; all of the task by default"""
     folds: int = Field(5, ge=2, le=100)
     """cross-validation folds on the training rows"""
-    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss"] = "accuracy"
-    """what the cross-validation chooses by"""
+    metric: MetricName | None = None
+    """what the cross-validation chooses by; accuracy, of labels macro_f1, of numbers rmse by default"""
     repeats: int = Field(1, ge=1, le=100)
     """divisions into folds; each score is the mean over all"""
     outer_folds: OuterFolds = 0
@@ -263,7 +266,7 @@ class Train(_Section):
     """curves from scores to probabilities; auto: one temperature for models that have none, others keep their own"""
     class_weight: Literal["none", "balanced"] = "none"
     """balanced weighs classes alike, none rows"""
-    grids: dict[ModelName, Grid] = Field({}, strict=False)
+    grids: dict[AnyModelName, Grid] = Field({}, strict=False)
     """values of a model's main setting to try instead of its own grid, or of several settings by name, by model"""
     steps: Steps = Steps()
     """preprocessing before each model"""
@@ -273,6 +276,15 @@ class Train(_Section):
     """bundles kept"""
     report: bool = True
     """write report.html beside the bundle"""
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> Self:
+        check_choices(self.task, models=self.models or (), grids=self.grids, metric=self.metric)
+        if self.task == "regression" and self.class_weight != "none":
+            raise ValueError("class_weight: a regression has no classes to weigh")
+        if self.task != "classification" and self.calibration != "auto":
+            raise ValueError("calibration: curves are for classification alone")
+        return self
 
 
 class Sweep(_Section):
@@ -318,3 +330,14 @@ class TrainConfig(_Section):
     preprocess: Preprocess | None = None
     compute: Compute | None = None
     watch: Watch | None = None
+
+    @model_validator(mode="after")
+    def _has_labels_for_the_task(self) -> Self:
+        if self.train.task != "classification" and self.labels.csv is None:
+            raise ValueError(f"folders give classes alone; name the CSV of a {self.train.task} in labels.csv")
+        if self.train.task != "multilabel" and len(self.labels.columns) > 1:
+            raise ValueError(
+                f"labels.columns: a {self.train.task} has one column, found {len(self.labels.columns)}; "
+                'set train.task = "multilabel" for several'
+            )
+        return self

@@ -72,8 +72,13 @@ def _probes(config: ExtractConfig, comparison: Comparison) -> tuple[dict[str, Pr
     given, split = config.labels or Labels(), config.split or Split()
     rule = GivenSplit() if split.by == "given" else HashSplit(split.held_out)
     found: dict[str, Probe] = {}
+    if config.train is not None and config.train.task != "classification":
+        return {}, f"the labels of a {config.train.task} are no classes"
     try:
-        labels = labels_from_csv(given.csv) if given.csv else labels_from_folders(comparison.ids, layout=given.layout)
+        if given.csv:
+            labels = labels_from_csv(given.csv, columns=given.columns)
+        else:
+            labels = labels_from_folders(comparison.ids, layout=given.layout)
         for column in comparison.computed[0].features:
             features = {computed.precision: computed.features[column] for computed in comparison.computed}
             probe = probe_features(features, comparison.ids, labels, rule)

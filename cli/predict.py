@@ -27,8 +27,10 @@ __all__ = ["Prediction", "command", "predict_images"]
 BATCH = 256
 """Images scored at a time; bounds what is held in memory."""
 
-Prediction = tuple[str, str, Sequence[float], str]
-"""path, label, probability of each class, error: an image has a label or an error"""
+Prediction = tuple[str, Any, Sequence[float], str]
+"""path, what the image is called, probability of each class or label, error: an image has a call or an error"""
+CALLED = {"classification": "label", "multilabel": "labels", "regression": "prediction"}
+"""What the column of the calls is named, by task."""
 
 
 @make_command(example="icecore predict features/models/default/BUNDLE photos/ --out scores.csv", rows_on_stdout=True)
@@ -56,7 +58,8 @@ def predict(
 ) -> Outcome:
     """Label IMAGES, files or folders, with BUNDLE.
 
-    Writes one row an image: path, label, probability of each class; an unreadable image gets its reason instead.
+    Writes one row an image: path, label, probability of each class; an unreadable image gets its reason instead. A
+    bundle of several labels gives those above one half, joined by ";", and a regression its prediction alone.
     """
     from icecore.train import load_bundle
 
@@ -75,7 +78,7 @@ def predict(
         rows = predict_images(
             loaded, paths, weights=weights, device=device, batch_size=batch_size, threads=threads, progress=progress
         )
-        _write(counted(rows), loaded.classes, form, out)
+        _write(counted(rows), loaded, form, out)
     data = {"bundle": str(bundle), "images": len(paths), "failed": failed, "out": None if out is None else str(out)}
     told = f"{len(paths):,} images, {failed:,} failed" + (f": {out}" if out else "")
     return Outcome(Exit.SOME_IMAGES_FAILED if failed else Exit.DONE, data, told)
@@ -96,8 +99,8 @@ def predict_images(
     Yields
     ------
     Prediction
-        Path, label, probability of each class in the order of ``bundle.classes``, and an error that is empty for
-        a labelled image.
+        Path, what the image is called, probability of each class or label in the order of ``bundle.classes`` (none of
+        a regression), and an error that is empty for a labelled image.
 
     Raises
     ------
@@ -119,16 +122,17 @@ def predict_images(
     done = 0
     while found := list(islice(stream, BATCH)):
         good = [features for _, features in found if not isinstance(features, ImageError)]
-        scores: Iterator[np.ndarray] = iter(())
+        scored: Iterator[tuple[Any, Any]] = iter(())
         if good:
             joined = {column.name: np.stack([features[column] for features in good]) for column in bundle.columns}
-            scores = iter(bundle.predict_proba(joined))
+            outputs = bundle.outputs(joined)
+            scored = zip(bundle.calls(outputs), outputs.tolist(), strict=True)
         for path, features in found:
             if isinstance(features, ImageError):
                 yield os.fspath(path), "", (), f"{features.reason} ({features.kind})"
             else:
-                proba = next(scores)
-                yield os.fspath(path), bundle.classes[int(proba.argmax())], proba.tolist(), ""
+                called, numbers = next(scored)
+                yield os.fspath(path), called, numbers if isinstance(numbers, list) else (), ""
         done += len(found)
         progress(done, len(images))
 
@@ -155,10 +159,10 @@ def _expand(path: Path) -> list[Path]:
     return [scan.image(*found[:4]).path for found in scan]
 
 
-def _write(rows: Iterable[Prediction], classes: Sequence[str], form: str, out: Path | None) -> None:
+def _write(rows: Iterable[Prediction], bundle: Bundle, form: str, out: Path | None) -> None:
     if out is None:
         sys.stdout.flush()
-        _write_rows(rows, classes, form, sys.stdout.buffer)
+        _write_rows(rows, bundle, form, sys.stdout.buffer)
         sys.stdout.buffer.flush()
         return
     from icecore.store.durable import publish
@@ -166,28 +170,35 @@ def _write(rows: Iterable[Prediction], classes: Sequence[str], form: str, out: P
     temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            _write_rows(rows, classes, form, file)
+            _write_rows(rows, bundle, form, file)
         publish(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _write_rows(rows: Iterable[Prediction], classes: Sequence[str], form: str, file: BinaryIO) -> None:
-    header = csv_line(["path", "label", *(f"p:{name}" for name in classes), "error"]) if form == "csv" else b""
-    for number, (path, label, proba, error) in enumerate(rows):
+def _write_rows(rows: Iterable[Prediction], bundle: Bundle, form: str, file: BinaryIO) -> None:
+    from icecore.train import task_of
+
+    called = CALLED[bundle.task]
+    names = bundle.classes if task_of(bundle.task).has_probabilities else ()
+    header = csv_line(["path", called, *(f"p:{name}" for name in names), "error"]) if form == "csv" else b""
+    for number, (path, call, proba, error) in enumerate(rows):
         if not number:
             file.write(header)  # not before there is a row: what fails at once writes nothing
         if form == "csv":
-            numbers = [f"{p:.6g}" for p in proba] or [""] * len(classes)
-            file.write(csv_line([path, label, *numbers, error]))
+            numbers = [f"{p:.6g}" for p in proba] or [""] * len(names)
+            file.write(csv_line([path, _cell(call), *numbers, error]))
         else:
-            file.write(_json_line(path, label, dict(zip(classes, proba, strict=False)), error))
+            row: dict[str, Any] = {"path": path, called: call} if not error else {"path": path, "error": error}
+            row |= {"probabilities": dict(zip(names, proba, strict=True))} if proba else {}
+            file.write(json.dumps(row).encode() + b"\n")
 
 
-def _json_line(path: str, label: str, proba: dict[str, float], error: str) -> bytes:
-    row: dict[str, Any] = {"path": path}
-    row |= {"error": error} if error else {"label": label, "probabilities": proba}
-    return json.dumps(row).encode() + b"\n"
+def _cell(call: Any) -> str:
+    """Give a class as it is, labels joined, and a number with the digits that single precision has."""
+    if isinstance(call, float):
+        return f"{call:.9g}"
+    return call if isinstance(call, str) else ";".join(call)
 
 
 command = predict

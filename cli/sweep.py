@@ -45,6 +45,8 @@ def sweep_from_config(config: TrainConfig) -> SweepResult:
     from .train import as_of, search_options
 
     train = config.train
+    if train.task != "classification":
+        raise ConfigError([f"train.task: a sweep is of classes, found {train.task!r}; use icecore train"])
     if train.save != "best":
         raise ConfigError([f"train.save: a sweep saves its winner alone, found {train.save!r}; or use icecore train"])
     if train.outer_folds:

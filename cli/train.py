@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 
 __all__ = ["as_of", "command", "leaderboard", "search_options", "train_from_config"]
 
+_TITLES = {
+    "balanced_accuracy": "balanced",
+    "macro_f1": "macro F1",
+    "roc_auc": "AUC",
+    "micro_f1": "micro F1",
+    "subset_accuracy": "all right",
+    "mean_average_precision": "mean AP",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R2",
+}
+
 
 @make_command(example="icecore train configs/experiment.toml --set train.folds=3")
 @config_argument
@@ -48,6 +60,7 @@ def train_from_config(config: TrainConfig) -> TrainResult:
         config.store,
         config.set,
         layers=layers,
+        task=train.task,
         outer_folds=train.outer_folds,
         save=train.save,
         progress=_say,
@@ -64,7 +77,7 @@ def search_options(config: TrainConfig) -> dict[str, Any]:
         "models": train.models,
         "labels": FolderLabels(labels.layout)
         if labels.csv is None
-        else CsvLabels(labels.csv, unknown=labels.unknown, missing=labels.missing),
+        else CsvLabels(labels.csv, unknown=labels.unknown, missing=labels.missing, columns=labels.columns),
         "version": train.version,
         "split": HashSplit(config.split.held_out) if config.split.by == "hash" else GivenSplit(),
         "grids": dict(train.grids.items()),
@@ -104,50 +117,35 @@ def _image_folder(source: Source | None) -> Path | None:
 
 def leaderboard(result: TrainResult) -> str:
     """Give the cells as a table, the best cross-validated one first, the baseline last."""
-    rows: list[list[str]] = []
+    shown, rows = result.task.headlines, []
     for cell in result.cells:
-        scores = cell.evaluation
         setting = ", ".join(f"{key}={value:g}" for key, value in cell.params.items())
-        rows.append(
-            [
-                cell.inputs,
-                cell.model,
-                setting,
-                f"{cell.best.mean:.4f}",
-                f"{scores.accuracy:.4f}",
-                f"{scores.balanced_accuracy:.4f}",
-                f"{scores.macro_f1:.4f}",
-                f"{scores.log_loss:.4f}",
-                "-" if scores.roc_auc is None else f"{scores.roc_auc:.4f}",
-                f"{cell.seconds:.1f}",
-            ]
-        )
-    base = result.baseline
-    baseline = [f"{value:.4f}" for value in (base.accuracy, base.balanced_accuracy, base.macro_f1, base.log_loss)]
-    rows.append(["(majority class)", "baseline", "", "", *baseline, "0.5000", ""])
-    header = [
-        "layers",
-        "model",
-        "setting",
-        f"cv {result.metric}",
-        "accuracy",
-        "balanced",
-        "macro F1",
-        "log loss",
-        "AUC",
-    ]
-    return table([*header, "seconds"], rows)
+        scores = [_number(getattr(cell.evaluation, name)) for name in shown]
+        rows.append([cell.inputs, cell.model, setting, _number(cell.best.mean), *scores, f"{cell.seconds:.1f}"])
+    baseline = [_number(getattr(result.baseline, name)) for name in shown]
+    rows.append([f"({result.task.baseline_title})", "baseline", "", "", *baseline, ""])
+    titles = [_TITLES.get(name, name.replace("_", " ")) for name in shown]
+    return table(["layers", "model", "setting", f"cv {result.metric}", *titles, "seconds"], rows)
+
+
+def _number(score: float | None) -> str:
+    """Give a score, which may be in any unit."""
+    if score is None:
+        return "-"
+    return f"{score:.4f}" if abs(score) < 100 and (abs(score) >= 5e-5 or not score) else f"{score:.4g}"
 
 
 def _text(result: TrainResult) -> str:
-    winner, baseline = result.winner, result.baseline
-    low, high = winner.evaluation.accuracy_interval
-    interval = f"95 % interval {low:.4f} to {high:.4f}, {winner.evaluation.n} images"
+    winner, name = result.winner, result.task.headlines[0]
+    interval = getattr(winner.evaluation, f"{name}_interval", result.intervals[0][name])
+    sure = f"95 % interval {_number(interval[0])} to {_number(interval[1])}, " if interval else ""
+    score, base = (_number(getattr(scores, name)) for scores in (winner.evaluation, result.baseline))
+    told = f"{score} ({sure}{winner.evaluation.n} images); {result.task.baseline_title} {base}"
     lines = [
         leaderboard(result),
         "",
         f"chosen by cross-validation: {winner.model} on {winner.inputs}",
-        f"held-out accuracy {winner.evaluation.accuracy:.4f} ({interval}); majority class {baseline.accuracy:.4f}",
+        f"held-out {_TITLES.get(name, name)} {told}",
         *_nested(result),
         *_runner_up(result),
         *(f"note: {note}" for note in result.notes),
@@ -170,10 +168,14 @@ def _runner_up(result: TrainResult) -> list[str]:
     """Say how the next best cell compares with the winner on the same rows."""
     if result.runner_up is None:
         return []
-    cell, pair = result.runner_up.cell, result.runner_up.comparison
-    gap = pair.gaps["accuracy"]
-    told = "" if gap is None else f"accuracy {gap.difference:+.4f}, {gap.interval[0]:+.4f} to {gap.interval[1]:+.4f}; "
-    rows = f"right alone on {pair.only_first} and {pair.only_second} images, McNemar p = {pair.p_value:.2g}"
+    cell, pair, name = result.runner_up.cell, result.runner_up.comparison, result.runner_up.headline
+    gap = pair.gaps[name]
+    signed = [] if gap is None else [f"{value:+.4f}" for value in (gap.difference, *gap.interval)]
+    told = f"{_TITLES.get(name, name)} {signed[0]}, {signed[1]} to {signed[2]}" if signed else "no gap can be told"
+    rows = ""
+    if pair.p_value is not None:
+        alone = f"right alone on {pair.only_first} and {pair.only_second} images"
+        rows = f"; {alone}, McNemar p = {pair.p_value:.2g}"
     return [f"against the next best, {cell.model} on {cell.inputs}: {told}{rows}: {result.runner_up.verdict()}"]
 
 
@@ -181,7 +183,7 @@ def _say(progress: Progress) -> None:
     cell: Any = progress.cell
     if cell is not None:
         outer = f"outer fold {progress.outer_fold}, " if progress.outer_fold else ""
-        score = f"cv {cell.best.mean:.4f}, {cell.seconds:.1f} s"
+        score = f"cv {_number(cell.best.mean)}, {cell.seconds:.1f} s"
         echo(f"[{progress.done}/{progress.total}] {outer}{progress.model} on {cell.inputs}: {score}", err=True)
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 __all__ = ["Doubt", "Outlier", "Suspect", "find_outliers", "find_suspects"]
 
-_FAR = 4.0
-"""Deviations from which a number is doubtful: of 16,000 normal residuals one is as far."""
+_FAR = 6.0
+"""Deviations from which a number is doubtful: residuals have heavier tails than normal numbers (colours of 132 flowers,
+squeezenet1_1: at 4, five sound ones were doubtful)."""
 _NORMAL_MAD = 1.4826
 """Standard deviation of a normal distribution by its median absolute deviation."""
 
@@ -94,7 +95,7 @@ def find_suspects(
 def find_outliers(
     predicted: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]], ids: Sequence[str]
 ) -> tuple[Outlier, ...]:
-    """Find numbers that lie four robust standard deviations or more from their out-of-fold predictions.
+    """Find numbers that lie six robust standard deviations or more from their out-of-fold predictions.
 
     Parameters
     ----------

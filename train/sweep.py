@@ -22,7 +22,7 @@ from .grid_search import Halving
 from .job import conclude
 from .labels import LabelSource
 from .metrics import Metric
-from .models import MODELS, ClassWeight
+from .models import ClassWeight
 from .plan import check_name, make_plan
 from .rows import LabelledRows
 from .settings import Grid
@@ -43,7 +43,7 @@ def sweep_models(
     set_name: str,
     *,
     layers: Sequence[str | Sequence[str]] | None = None,
-    models: Sequence[str] = tuple(MODELS),
+    models: Sequence[str] | None = None,
     labels: LabelSource | None = None,
     split: SplitRule | None = None,
     version: int | str | None = None,
@@ -55,7 +55,7 @@ def sweep_models(
     repeats: int = 1,
     halving: Halving = "auto",
     seed: int = 0,
-    metric: Metric = "accuracy",
+    metric: Metric | None = None,
     name: str = "default",
     keep: int = 0,
     out: Path | str | None = None,

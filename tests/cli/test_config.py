@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from icecore.cli.config import ConfigError, ExtractConfig, ModelName, TrainConfig, load_config
-from icecore.train import MODELS
+from icecore.cli.config import ConfigError, ExtractConfig, TrainConfig, load_config
+from icecore.cli.task_choices import TASK_CHOICES, AnyModelName, MetricName
+from icecore.train.tasks import TASKS, task_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = """
@@ -29,7 +30,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-WHOLE = ("experiment", "nightly", "demo", "sweep")
+WHOLE = ("experiment", "nightly", "demo", "sweep", "multilabel", "regression")
 FOR_TRAINING = ("grouped", "balanced")
 """Examples of one stage: the features are there already."""
 
@@ -152,8 +153,11 @@ def test_a_file_that_is_no_toml_or_missing_is_named(tmp_path: Path) -> None:
         load_config(ExtractConfig, tmp_path / "latin.toml")
 
 
-def test_every_model_on_offer_can_be_named() -> None:
-    assert get_args(ModelName) == tuple(MODELS)
+def test_every_model_and_metric_on_offer_can_be_named() -> None:
+    found = {name: (tuple(task_of(name).models), task_of(name).metrics) for name in TASKS}
+    assert found == {name: tuple(map(tuple, choices)) for name, choices in TASK_CHOICES.items()}
+    assert set(get_args(AnyModelName)) == {model for models, _ in found.values() for model in models}
+    assert set(get_args(MetricName)) == {metric for _, metrics in found.values() for metric in metrics}
 
 
 def test_a_grid_lists_values_of_the_main_setting_or_of_several_by_name(config: Path) -> None:

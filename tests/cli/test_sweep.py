@@ -136,3 +136,13 @@ def wait_until(there: Callable[[], bool], process: subprocess.Popen[bytes]) -> N
         assert process.poll() is None, "the sweep ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_a_sweep_is_of_classes(icecore: Icecore, trained: Any) -> None:
+    (trained.folder / "ages.csv").write_text("path,age\n", "utf-8")
+    trained.set('[labels]\ncsv = "ages.csv"\ncolumns = ["age"]\n')
+    text = trained.config.read_text("utf-8").replace('models = ["logistic_regression"]', 'task = "regression"')
+    trained.config.write_text(text, "utf-8")
+    refused = icecore("sweep", trained.config)
+    assert refused.code == 4
+    assert "train.task: a sweep is of classes, found 'regression'; use icecore train" in refused.told
