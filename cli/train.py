@@ -37,7 +37,7 @@ _TITLES = {
 @config_argument
 @set_option
 def train(config: Path, overrides: tuple[str, ...]) -> Outcome:
-    """Train the classifiers of CONFIG on stored features; choose by cross-validation, score on held-out rows."""
+    """Train the models of CONFIG on stored features; choose by cross-validation, score on held-out rows."""
     from .config import TrainConfig, load_config
 
     result = train_from_config(load_config(TrainConfig, config, overrides))
