@@ -116,6 +116,11 @@ class MappedExtent:
             last = (self._skip + stop * self._row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
             _advise(self._ahead if source is self.array else self._held, "MADV_DONTNEED", first, last - first)
 
+    def forget_all(self) -> None:
+        """Take all pages out of the process, as ``forget`` does."""
+        for held in (self._ahead, self._held):
+            _advise(held, "MADV_DONTNEED", 0, len(held))
+
     def _open(self, size: int) -> tuple[mmap.mmap, mmap.mmap, Any]:
         path, end = self.extent.path, self.extent.offset + size
         try:

@@ -205,6 +205,28 @@ print(batches, peak() - before - X.nbytes)
     assert beside < 48 << 20, "256 MiB of float32 out of 128 MiB"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pages_that_single_rows_left_behind_are_forgotten(tmp_path: Path, write_columns: Writer) -> None:
+    def pages() -> int:
+        [line] = [line for line in Path("/proc/self/status").read_text("ascii").splitlines() if "RssFile" in line]
+        return int(line.split()[1]) << 10
+
+    column = Column("layer4", AVG, 512, "float16")
+    rows = 16_384
+    X = np.random.default_rng(0).integers(-512, 512, (rows, 512)).astype(np.float16)
+    extent = write_columns(tmp_path / "a.h5", {column: X})[column]
+    with FeatureArray([whole(extent)], names(rows)) as array:
+        before = pages()
+        every_third = array[::3]
+        held = pages()
+        array.forget()
+        after = pages()
+        assert held - before > X.nbytes // 2
+        assert after - before < X.nbytes // 8
+        np.testing.assert_array_equal(every_third, X[::3])
+        np.testing.assert_array_equal(array[::3], X[::3])
+
+
 def test_ids_are_fetched_once_and_only_when_needed(segment: Segment) -> None:
     extent, X = segment()
     asked: list[int] = []
