@@ -75,6 +75,17 @@ def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
+def _bytes(value: Any) -> Any:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B", value) if isinstance(value, str) else None
+    count = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+    if count < 1:
+        raise ValueError('expected a number of bytes, or a text such as "512 MiB" or "2 GB"')
+    return count
+
+
+_UNITS = {"": 1} | {f"{name}{i}": (1024 if i else 1000) ** n for n, name in enumerate("KMGT", 1) for i in ("", "i")}
 ConfigPath = Annotated[Path, BeforeValidator(_below_config)]
 ManifestPath = Annotated[ConfigPath, AfterValidator(_listing)]
 LogPath = Annotated[Path, BeforeValidator(_log_below_config)]
@@ -272,6 +283,8 @@ class Train(_Section):
     """preprocessing before each model"""
     seed: int = Field(0, ge=0, lt=2**32)
     """seed of folds and models"""
+    memory: Annotated[int | None, BeforeValidator(_bytes)] = None
+    """what training may add to the process's memory at its peak, "512 MiB" or bytes; more is trained out of core"""
     save: Literal["best", "all"] = "best"
     """bundles kept"""
     report: bool = True

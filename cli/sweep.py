@@ -53,6 +53,8 @@ def sweep_from_config(config: TrainConfig) -> SweepResult:
         raise ConfigError(
             [f"train.outer_folds: a sweep is not nested, found {train.outer_folds}; or use icecore train"]
         )
+    if train.memory is not None:
+        raise ConfigError(["train.memory: a sweep trains in memory; leave the limit out, or use icecore train"])
     if train.version is not None:
         with FeatureStore.open(config.store) as store:
             as_of(store[config.set], train.version)

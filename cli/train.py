@@ -62,6 +62,7 @@ def train_from_config(config: TrainConfig) -> TrainResult:
         layers=layers,
         task=train.task,
         outer_folds=train.outer_folds,
+        memory=train.memory,
         save=train.save,
         progress=_say,
         **search_options(config),

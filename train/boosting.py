@@ -23,7 +23,7 @@ from .solving import folds_in_threads
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-__all__ = ["fit_pipeline", "score_folds"]
+__all__ = ["boost", "estimator_params", "fit_pipeline", "objective_of", "row_weights", "score_folds", "trees_of"]
 
 Floats = NDArray[np.float32]
 ROUNDS, COMPONENTS = "n_estimators", "n_components"
@@ -46,26 +46,26 @@ def score_folds(
     """
     from joblib import Parallel, delayed
 
-    objective = _objective(spec.build(options), y)
+    objective = objective_of(spec.build(options), y)
     scores = np.empty((len(values), len(y), objective.get("num_class", 1)), dtype=np.float32)
     points = [params_of(spec, value) for value in values]
-    order = sorted(range(len(points)), key=lambda i: (points[i][COMPONENTS], _trees(points[i]), points[i][ROUNDS]))
+    order = sorted(range(len(points)), key=lambda i: (points[i][COMPONENTS], trees_of(points[i]), points[i][ROUNDS]))
 
     prepared = inputs_of(X, options)
 
     def search_fold(train: NDArray[np.intp], test: NDArray[np.intp]) -> None:
         import xgboost
 
-        weights = _row_weights(y[train], options)
+        weights = row_weights(y[train], options)
         inputs = _Inputs(*prepared.fold(train, test), [int(point[COMPONENTS]) for point in points], options)
         for components, same in groupby(order, key=lambda i: points[i][COMPONENTS]):
             rows, held_out = inputs.of(int(components))
             model = spec.build(options)
             matrix = xgboost.QuantileDMatrix(rows, y[train], weight=weights, max_bin=model.max_bin, nthread=1)
-            for _, run in groupby(same, key=lambda i: _trees(points[i])):
+            for _, run in groupby(same, key=lambda i: trees_of(points[i])):
                 which = list(run)  # the last has the most rounds
-                model.set_params(**_estimator(points[which[-1]], rows.shape[1]))
-                booster = _boost(model, matrix, objective)
+                model.set_params(**estimator_params(points[which[-1]], rows.shape[1]))
+                booster = boost(model, matrix, objective)
                 for i in which:
                     rounds = (0, int(points[i][ROUNDS]))
                     found = booster.inplace_predict(held_out, iteration_range=rounds, predict_type="margin")
@@ -89,8 +89,8 @@ def fit_pipeline(
         if point[COMPONENTS] < rows.shape[1]:
             steps.append(("components", components_of(int(point[COMPONENTS]), rows.shape, options.seed)))
             rows = steps[-1][1].fit_transform(rows)
-        model = spec.build(options).set_params(**_estimator(point, rows.shape[1]))
-        model.fit(rows, y, sample_weight=_row_weights(y, options))
+        model = spec.build(options).set_params(**estimator_params(point, rows.shape[1]))
+        model.fit(rows, y, sample_weight=row_weights(y, options))
     return Pipeline([*steps, ("model", model)]), ()
 
 
@@ -112,18 +112,18 @@ class _Inputs:
         return rows, held_out
 
 
-def _trees(point: Mapping[str, float]) -> tuple[float, ...]:
+def trees_of(point: Mapping[str, float]) -> tuple[float, ...]:
     """Give what makes the trees of a run: all but their number and what they are grown on."""
     return tuple(value for name, value in point.items() if name not in (ROUNDS, COMPONENTS))
 
 
-def _estimator(point: Mapping[str, float], width: int) -> dict[str, float]:
+def estimator_params(point: Mapping[str, float], width: int) -> dict[str, float]:
     """Give the estimator's parameters: the point's, and columns enough for a tree of a narrow layer."""
     own = {name: value for name, value in point.items() if name != COMPONENTS}
     return {**own, "colsample_bytree": min(1.0, max(0.3, COLUMNS / width))}
 
 
-def _objective(model: Any, y: NDArray[Any]) -> dict[str, Any]:
+def objective_of(model: Any, y: NDArray[Any]) -> dict[str, Any]:
     """Give what ``model.fit`` would minimise: a classifier's loss follows from its classes."""
     from xgboost import XGBClassifier
 
@@ -133,14 +133,15 @@ def _objective(model: Any, y: NDArray[Any]) -> dict[str, Any]:
     return {"objective": "binary:logistic"} if k == 2 else {"objective": "multi:softprob", "num_class": k}
 
 
-def _boost(model: Any, matrix: Any, objective: Mapping[str, Any]) -> Any:
+def boost(model: Any, matrix: Any, objective: Mapping[str, Any]) -> Any:
     """Train as ``model.fit`` does, on a matrix that is already binned."""
     import xgboost
 
     return xgboost.train({**model.get_xgb_params(), **objective}, matrix, num_boost_round=model.n_estimators)
 
 
-def _row_weights(y: NDArray[np.int64], options: BuildOptions) -> NDArray[np.float64] | None:
+def row_weights(y: NDArray[np.int64], options: BuildOptions) -> NDArray[np.float64] | None:
+    """Give a weight a row, (n,), where classes are weighed."""
     if options.class_weight is None:
         return None
     from sklearn.utils.class_weight import compute_sample_weight

@@ -10,13 +10,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from icecore.store import Column, FeatureSet, FeatureStore
+from icecore.store.durable import make_folder
 from numpy.typing import NDArray
 
-from .data import Dataset, Provenance, pin, read_dataset, read_provenance
+from .data import Dataset, Provenance, pin, read_provenance
+from .errors import MemoryLimitError
 from .evidence import Evidence, gather_evidence
 from .folds import Fold
 from .grid_search import Halving
@@ -24,9 +28,12 @@ from .labels import LabelSource
 from .metrics import Metric
 from .models import BuildOptions, ModelSpec
 from .nested import Nested, OuterFold, nested_score
+from .out_of_core import Learned, learn_out_of_core
 from .result import Cell, Predictions
 from .rows import LabelledRows
+from .sampled_evidence import gather_sampled_evidence
 from .search import Fitted, Search, fit_model, search_setting
+from .selection import Selection, Way, in_words
 from .settings import Grid
 from .shared import divide, notes_on_copies, notes_on_rows, rank_key, share_rows
 from .splits import SplitRule
@@ -82,6 +89,10 @@ class CellPlan:
     """what to learn"""
     options: BuildOptions
     """seed and class weight"""
+    memory: int | None = None
+    """bytes that training may add to the process; None for no limit"""
+    scratch: Path = Path()
+    """folder for temporary files, where there is a limit"""
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,7 @@ class Trained:
     """what the model takes"""
     predictions: Predictions
     """its outputs for the held-out rows"""
-    out_of_fold: NDArray[np.float64]
+    out_of_fold: NDArray[np.floating[Any]]
     """(m, k) outputs, such as probabilities, for the training rows, each from a model that never saw its fold"""
 
 
@@ -167,8 +178,8 @@ def train_rows(
         nested = nested_score(rows, folds=plan.outer_folds, seed=plan.options.seed, search=search_within)
         report.outer_fold = 0
     cells, kept, on_copies = _train_all(feature_set, layers, rows, plan, report, keep=None if keep_all else 2)
-    evidence = _evidence(feature_set, kept[0], rows, divisions[0], plan, with_plots=with_plots)
-    notes = dict.fromkeys((*notes_on_rows(rows), *on_copies, *evidence.checks.notes()))
+    evidence = _evidence(feature_set, kept[0], rows, divisions, plan, with_plots=with_plots)
+    notes = dict.fromkeys((*notes_on_rows(rows), *on_copies, *evidence.notes()))
     return Run(tuple(cells), tuple(kept), rows, read_provenance(feature_set), evidence, nested, tuple(notes))
 
 
@@ -186,16 +197,41 @@ def _train_all(
     cells: list[Cell] = []
     kept: list[Trained] = []
     notes: list[str] = []
-    for selection in layers:
-        data = read_dataset(feature_set, selection, rows)
-        notes += notes_on_copies(data)
-        for steps, spec in product(plan.steps, plan.specs):
-            report.begin(data, spec, steps)
-            trained = _train_cell(data, spec, steps, divisions, plan)
-            report.end(data, spec, trained.cell)
+    for layer in layers:
+        selection = Selection(feature_set, layer, rows, divisions, plan.memory)
+        pairs, skipped = _ways(selection, plan)
+        report.skip(len(skipped))
+        notes += skipped
+        data = selection.load() if any(way == "in memory" for _, _, way in pairs) else None
+        notes += notes_on_copies(data or selection) if pairs else []
+        for steps, spec, way in pairs:
+            report.begin(selection, spec, steps)
+            if data is None or way == "out of core":
+                data = None  # its memory is wanted
+                trained = _train_out_of_core(selection, spec, steps, plan)
+            else:
+                trained = _train_cell(data, spec, steps, divisions, plan)
+            report.end(selection, spec, trained.cell)
             cells.append(trained.cell)
             kept = sorted([*kept, trained], key=lambda item: _rank(item.cell, plan))[:keep]
+        del data
+    if not cells:
+        raise MemoryLimitError(f"memory: no model can train within the limit: {'; '.join(notes)}")
     return sorted(cells, key=lambda cell: _rank(cell, plan)), kept, notes
+
+
+def _ways(selection: Selection, plan: CellPlan) -> tuple[list[tuple[Steps, ModelSpec, Way]], list[str]]:
+    """Give the cells of a selection with how each trains, those in memory first, and notes on those that cannot."""
+    pairs: list[tuple[Steps, ModelSpec, Way]] = []
+    notes = []
+    for steps, spec in product(plan.steps, plan.specs):
+        grid = plan.grids.get(spec.name)
+        way = selection.way(spec, steps, grid)
+        if way == "skipped":
+            notes.append(f"skipped: {selection.why_skipped(spec, steps, grid)}")
+        else:
+            pairs.append((steps, spec, way))
+    return sorted(pairs, key=lambda pair: pair[2] != "in memory"), notes
 
 
 def _outer_fold(cell: Cell, metric: Metric) -> OuterFold:
@@ -233,39 +269,75 @@ def _train_cell(
     search = search_cell(X, y, spec, steps, divisions=divisions, plan=plan)
     options = replace(plan.options, steps=steps)
     fitted = fit_model(spec, X, y, value=search.best.point, folds=divisions[0], options=options, found=search.found)
-    X_held_out, y_held_out = data.held_out()
+    X_held_out, _ = data.held_out()
     outputs = fitted.outputs(X_held_out)
+    out_of_fold = search.outputs(spec, y, options)
+    return _trained(data, data.rows, spec, steps, Learned(search, fitted, outputs, out_of_fold), start)
+
+
+def _train_out_of_core(selection: Selection, spec: ModelSpec, steps: Steps, plan: CellPlan) -> Trained:
+    start = time.perf_counter()
+    make_folder(plan.scratch)
+    with TemporaryDirectory(prefix=".out-of-core-", suffix=".tmp", dir=plan.scratch) as folder:
+        tasks = selection.tasks(replace(plan.options, steps=steps), Path(folder))
+        learned = learn_out_of_core(tasks, spec, metric=plan.metric, grid=plan.grids.get(spec.name))
+    told = f"trained out of core: the memory limit is {in_words(plan.memory or 0)}"
+    return _trained(selection, selection.rows, spec, steps, learned, start, told)
+
+
+def _trained(
+    source: Dataset | Selection,
+    rows: LabelledRows,
+    spec: ModelSpec,
+    steps: Steps,
+    learned: Learned,
+    start: float,
+    *notes: str,
+) -> Trained:
+    search = learned.search
     cell = Cell(
-        columns=tuple(column.name for column in data.columns),
-        n_features=data.X.shape[1],
+        columns=tuple(column.name for column in source.columns),
+        n_features=sum(column.width for column in source.columns),
         model=spec.name,
         steps=steps,
         setting=spec.setting,
         best=search.best,
         grid=search.grid,
-        evaluation=data.rows.task.evaluate(y_held_out, outputs, data.rows.classes),
+        evaluation=rows.task.evaluate(rows.y_held_out, learned.outputs, rows.classes),
         seconds=time.perf_counter() - start,
-        notes=tuple(dict.fromkeys((*search.notes, *fitted.notes))),
+        notes=tuple(dict.fromkeys((*notes, *search.notes, *learned.fitted.notes))),
     )
-    predictions = Predictions(data.rows.held_out_ids, y_held_out, outputs)
-    return Trained(cell, fitted, data.columns, predictions, search.outputs(spec, y, options))
+    predictions = Predictions(rows.held_out_ids, rows.y_held_out, learned.outputs)
+    return Trained(cell, learned.fitted, source.columns, predictions, learned.out_of_fold)
 
 
 def _evidence(
     feature_set: FeatureSet,
     winner: Trained,
     rows: LabelledRows,
-    folds: Sequence[Fold],
+    divisions: Sequence[Sequence[Fold]],
     plan: CellPlan,
     *,
     with_plots: bool,
 ) -> Evidence:
-    data = read_dataset(feature_set, [column.name for column in winner.columns], rows)
+    spec, columns = rows.task.models[winner.cell.model], [column.name for column in winner.columns]
+    selection = Selection(feature_set, columns, rows, divisions, plan.memory)
+    if (sample := selection.sample(spec, winner.cell.steps, plan.grids.get(spec.name))) is not None:
+        return gather_sampled_evidence(
+            *(selection.blocks, rows, read_provenance(feature_set), sample, spec),
+            value=winner.cell.best.point,
+            folds=divisions[0],
+            metric=plan.metric,
+            options=replace(plan.options, steps=winner.cell.steps),
+            out_of_fold=winner.out_of_fold,
+            best=winner.cell.best,
+            with_plots=with_plots,
+        )
     return gather_evidence(
-        data,
-        rows.task.models[winner.cell.model],
+        selection.load(),
+        spec,
         value=winner.cell.best.point,
-        folds=folds,
+        folds=divisions[0],
         metric=plan.metric,
         options=replace(plan.options, steps=winner.cell.steps),
         out_of_fold=winner.out_of_fold,
@@ -291,15 +363,18 @@ class _Reporter:
         self._progress, self._total, self._done = progress, total, 0
         self.outer_fold = 0
 
-    def begin(self, data: Dataset, spec: ModelSpec, steps: Steps) -> None:
+    def skip(self, cells: int) -> None:
+        self._total -= cells
+
+    def begin(self, data: Selection, spec: ModelSpec, steps: Steps) -> None:
         self._send(data, spec, steps, None)
 
-    def end(self, data: Dataset, spec: ModelSpec, cell: Cell) -> None:
+    def end(self, data: Selection, spec: ModelSpec, cell: Cell) -> None:
         self._done += 1
         log.info("cell %d of %d: %s on %s, %.2f s", self._done, self._total, spec.name, cell.layers, cell.seconds)
         self._send(data, spec, cell.steps, cell)
 
-    def _send(self, data: Dataset, spec: ModelSpec, steps: Steps, cell: Cell | None) -> None:
+    def _send(self, data: Selection, spec: ModelSpec, steps: Steps, cell: Cell | None) -> None:
         if self._progress is not None:
             layers = " + ".join(column.name for column in data.columns)
             self._progress(Progress(self._done, self._total, layers, spec.name, steps, cell, self.outer_fold))

@@ -20,7 +20,16 @@ from .rows import LabelledRows, label_rows
 from .splits import SplitRule
 from .tasks import TaskName
 
-__all__ = ["Dataset", "Provenance", "load_dataset", "pin", "read_dataset", "read_provenance", "read_rows"]
+__all__ = [
+    "Dataset",
+    "Provenance",
+    "check_finite",
+    "load_dataset",
+    "pin",
+    "read_dataset",
+    "read_provenance",
+    "read_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -167,7 +176,7 @@ def read_dataset(feature_set: FeatureSet, layers: str | Sequence[str], rows: Lab
     columns = tuple(feature_set.resolve(selector) for selector in selectors)
     ids, X = feature_set.matrix(selectors, missing="drop")  # what may be missing was settled with the rows
     features = _select(ids, X, rows, feature_set.name)
-    _check_finite(features, rows.ids, columns)
+    check_finite(features, rows.ids, columns)
     return Dataset(rows=rows, X=features, columns=columns, provenance=read_provenance(feature_set))
 
 
@@ -215,7 +224,7 @@ def _select(ids: Sequence[str], X: NDArray[Any], rows: LabelledRows, set_name: s
     return X[[place[image] for image in rows.ids]]
 
 
-def _check_finite(X: NDArray[np.float32], ids: Sequence[str], columns: Sequence[Column]) -> None:
+def check_finite(X: NDArray[np.float32], ids: Sequence[str], columns: Sequence[Column]) -> None:
     """Refuse NaN and infinity, naming the first image and layer that hold one."""
     if np.isfinite(X.sum(dtype=np.float64)):
         return

@@ -16,6 +16,7 @@ __all__ = [
     "FeatureMismatchError",
     "FoldError",
     "LabelError",
+    "MemoryLimitError",
     "MissingExtraError",
     "ReportError",
     "SplitError",
@@ -78,6 +79,10 @@ class UnknownModelError(TrainError, LookupError):
         self.name, self.known = name, tuple(known)
         there = f" for {purpose}" if purpose else ""
         super().__init__(f"no {what} {name!r}{there}; there are {', '.join(known)}{suggest(name, known)}")
+
+
+class MemoryLimitError(TrainError, ValueError):
+    """No model can train within the memory limit."""
 
 
 class MissingExtraError(TrainError, ImportError):

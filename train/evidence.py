@@ -54,6 +54,17 @@ class Evidence:
     """fewest rows first, the last one with all; empty where no report is made"""
     map: FeatureMap | None
     """None where there is a single feature, or no report is made"""
+    sample: int | None = None
+    """rows looked at for copies, curve and map, where all would not fit the memory limit"""
+
+    def notes(self) -> tuple[str, ...]:
+        """Say in sentences what a reader should know."""
+        if self.sample is None:
+            return self.checks.notes()
+        told = (
+            "map, learning curve and the search for near copies look at a sample of the rows that fits the memory limit"
+        )
+        return (*self.checks.notes(), f"{told}: {self.sample:,}")
 
     def to_json(self) -> dict[str, Any]:
         """Give what a caller prints or keeps, as plain JSON values; the map is for the report alone."""

@@ -61,6 +61,7 @@ def train_models(
     halving: Halving = "auto",
     seed: int = 0,
     metric: Metric | None = None,
+    memory: int | None = None,
     name: str = "default",
     save: Save = "best",
     report: bool = True,
@@ -113,6 +114,10 @@ def train_models(
         Seed of folds and models.
     metric
         What to choose by; by default ``accuracy``, of labels ``macro_f1``, of numbers ``rmse``.
+    memory
+        Bytes that training may add, at its peak, to the resident memory of the process. Cells that need more learn
+        out of core, where their model can (logistic_regression, linear_svm, xgboost), or are skipped with a note. No
+        limit by default. It is kept by estimates, on the safe side, not enforced by the system. For classes only.
     name
         Bundles are kept under this name.
     save
@@ -159,6 +164,7 @@ def train_models(
         halving=halving,
         seed=seed,
         metric=metric,
+        memory=memory,
     )
     _check_run(layers, name, save)
     if report:
@@ -168,6 +174,7 @@ def train_models(
     with FeatureStore.open(store_path) as store:
         folder = store.models_path / name
         sweep_strays(folder)
+        plan = replace(plan, scratch=folder)
         run = train_cells(
             store,
             set_name,

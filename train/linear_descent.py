@@ -15,7 +15,7 @@ import numpy as np
 
 from .linear_losses import Floats, Loss
 
-__all__ = ["Descent"]
+__all__ = ["FLATTENED", "TRIALS", "Descent", "StepMemory", "next_length"]
 
 MEMORY = 10
 """Pairs of steps that BFGS remembers."""
@@ -75,7 +75,7 @@ class Descent:
             Steps taken, and whether they were enough.
         """
         coupled = self._loss.coupled
-        memory = _Memory(coupled=coupled)
+        memory = StepMemory(coupled=coupled)
         gradient = self._gradient + penalty * self.theta
         for iteration in range(max_iter):
             if finished(gradient):
@@ -129,10 +129,10 @@ def _line_search(
         is_below = slope < 0
         low, low_slope = np.where(is_below, length, low), np.where(is_below, slope, low_slope)
         high, high_slope = np.where(is_below, high, length), np.where(is_below, high_slope, slope)
-        length = np.where(flat, length, _between(low, low_slope, high, high_slope, first))
+        length = np.where(flat, length, next_length(low, low_slope, high, high_slope, first))
 
 
-def _between(low: Floats, low_slope: Floats, high: Floats, high_slope: Floats, first: Floats) -> Floats:
+def next_length(low: Floats, low_slope: Floats, high: Floats, high_slope: Floats, first: Floats) -> Floats:
     """Give where a secant puts the zero of the slope: between low and high, or beyond low where there is no high."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         beyond = np.clip(low * first / (first - low_slope), 2 * low, 10 * low)
@@ -140,7 +140,7 @@ def _between(low: Floats, low_slope: Floats, high: Floats, high_slope: Floats, f
         return np.asarray(np.where(np.isinf(high), beyond, low + share * (high - low)), dtype=np.float32)
 
 
-class _Memory:
+class StepMemory:
     """The last steps and what they changed in the gradient, as an inverse Hessian."""
 
     def __init__(self, *, coupled: bool) -> None:

@@ -27,7 +27,16 @@ from .solving import folds_in_threads
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-__all__ = ["fit_pipeline", "score_folds"]
+__all__ = [
+    "class_weights",
+    "fill_model",
+    "fit_pipeline",
+    "kind_of",
+    "limits_of",
+    "mean_solution",
+    "score_folds",
+    "solver_notes",
+]
 
 KINDS: dict[str, Kind] = {"LogisticRegression": "logistic", "LinearSVC": "squared_hinge"}
 """What each of scikit-learn's estimators minimises."""
@@ -49,8 +58,8 @@ def score_folds(
         if isinstance(task.model, _ridge()):
             return OutOfFold(scores, starts=_ridge_scores(task, values, folds, scores))
         by_value = _path_scores(task, values, folds, scores)
-    notes = dict.fromkeys(note for found in by_value for note in _notes(found, task.model))
-    starts = None if options.steps.pca else tuple(map(_mean, by_value))  # folds have components of their own
+    notes = dict.fromkeys(note for found in by_value for note in solver_notes(found, task.model))
+    starts = None if options.steps.pca else tuple(map(mean_solution, by_value))  # folds have components of their own
     return OutOfFold(scores, tuple(notes), starts)
 
 
@@ -68,12 +77,12 @@ def fit_pipeline(
         if isinstance(start, System):
             found = start.solve(value)
         elif isinstance(model, _ridge()):
-            found = direct_system(Rows(A, y, _class_weights(y, k, options))).solve(value)
+            found = direct_system(Rows(A, y, class_weights(y, k, options))).solve(value)
         else:
-            rows = Rows(A, y, _class_weights(y, k, options))
-            [(_, found)] = solve_path(rows, _kind(model), [value], start=start, **_limits(model))
-    _fill(model, found, k)
-    return Pipeline([*steps, ("model", model)]), _notes([found], model)
+            rows = Rows(A, y, class_weights(y, k, options))
+            [(_, found)] = solve_path(rows, kind_of(model), [value], start=start, **limits_of(model))
+    fill_model(model, found, k)
+    return Pipeline([*steps, ("model", model)]), solver_notes([found], model)
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ class _Task:
     def standardised(self, train: NDArray[np.intp], test: NDArray[np.intp]) -> tuple[Rows, Floats]:
         """Give the rows to learn from and the features to score."""
         A, held_out = self.inputs.fold(train, test)
-        return Rows(A, self.y[train], _class_weights(self.y[train], self.k, self.options)), held_out
+        return Rows(A, self.y[train], class_weights(self.y[train], self.k, self.options)), held_out
 
 
 def _path_scores(
@@ -105,7 +114,7 @@ def _path_scores(
 
     def search_fold(train: NDArray[np.intp], test: NDArray[np.intp]) -> list[Solution]:
         rows, held_out = task.standardised(train, test)
-        found = dict(solve_path(rows, _kind(task.model), values, **_limits(task.model)))
+        found = dict(solve_path(rows, kind_of(task.model), values, **limits_of(task.model)))
         for i, solution in found.items():
             scores[i, test] = solution.scores(held_out)
         return [found[i] for i in range(len(values))]
@@ -168,34 +177,37 @@ def _ridge() -> type[Any]:
     return RidgeClassifier  # type: ignore[no-any-return]  # scikit-learn is untyped
 
 
-def _kind(model: Any) -> Kind:
+def kind_of(model: Any) -> Kind:
+    """Say what an estimator of scikit-learn minimises."""
     return KINDS[type(model).__name__]
 
 
-def _limits(model: Any) -> dict[str, Any]:
+def limits_of(model: Any) -> dict[str, Any]:
+    """Give an estimator's tolerance and most iterations, as ``solve_path`` takes them."""
     return {"tol": model.tol, "max_iter": model.max_iter}
 
 
-def _class_weights(y: NDArray[np.int64], k: int, options: BuildOptions) -> NDArray[np.float64]:
+def class_weights(y: NDArray[np.int64], k: int, options: BuildOptions) -> NDArray[np.float64]:
     """Weigh classes as scikit-learn's ``compute_class_weight`` does, (k,)."""
     if options.class_weight is None:
         return np.ones(k)
     return np.asarray(len(y) / (k * np.bincount(y, minlength=k)))
 
 
-def _mean(found: Sequence[Solution]) -> Solution:
+def mean_solution(found: Sequence[Solution]) -> Solution:
     """Give the mean of the folds' models: each is of features standardised by nearly the same means and scales."""
     coef = np.mean([solution.coef for solution in found], axis=0)
     return Solution(coef, np.mean([solution.intercept for solution in found], axis=0), 0, converged=True)
 
 
-def _notes(found: Sequence[Solution], model: Any) -> tuple[str, ...]:
+def solver_notes(found: Sequence[Solution], model: Any) -> tuple[str, ...]:
+    """Say whether a solver was stopped before it converged."""
     if all(solution.converged for solution in found):
         return ()
     return (f"did not converge: {type(model).__name__} was stopped after {model.max_iter} iterations",)
 
 
-def _fill(model: Any, found: Solution, k: int) -> None:
+def fill_model(model: Any, found: Solution, k: int) -> None:
     """Give an unfitted estimator of scikit-learn what its ``fit`` would have given it."""
     model.coef_ = np.ascontiguousarray(found.coef.T)
     model.intercept_ = found.intercept.copy()
@@ -205,7 +217,7 @@ def _fill(model: Any, found: Solution, k: int) -> None:
     if isinstance(model, _ridge()):
         _fill_ridge(model, k)
         return
-    is_svm = _kind(model) == "squared_hinge"
+    is_svm = kind_of(model) == "squared_hinge"
     model.n_iter_ = found.iterations if is_svm else np.array([found.iterations], dtype=np.int32)
 
 

@@ -33,6 +33,7 @@ def make_plan(
     halving: Halving,
     seed: int,
     metric: Metric | None,
+    memory: int | None = None,
 ) -> CellPlan:
     """Give the plan of a run; parameters are those of ``train_models``.
 
@@ -47,6 +48,10 @@ def make_plan(
         raise UnknownModelError("metric", metric, learned.metrics, task)
     _check_classes_only(learned, class_weight, calibration)
     _check_counts(folds, repeats, outer_folds)
+    if memory is not None and task != "classification":
+        raise TrainError(f"memory: only classes can be learned within a limit, and this is a {task}; leave it out")
+    if memory is not None and memory < 1:
+        raise TrainError(f"memory: bytes, at least 1, or None for no limit, found {memory}")
     _check_choices(calibration=(calibration, (None, *get_args(CurveMethod))), halving=(halving, get_args(Halving)))
     return CellPlan(
         specs=_specs(learned, models, grids or {}),
@@ -59,6 +64,7 @@ def make_plan(
         metric=metric,
         task=task,
         options=BuildOptions(seed=seed, class_weight=class_weight, calibration=calibration),
+        memory=memory,
     )
 
 

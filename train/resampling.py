@@ -44,7 +44,7 @@ MOST_DRAWS, LEAST_DRAWS = 1_000, 300
 """Draws: at 1,000 the ends of a 95 % interval move by some hundredths of its width from seed to seed."""
 _WORK = 100_000_000
 """Draws x rows x classes, to which the number of draws is fitted between these two: some seconds."""
-_AT_A_TIME = 1 << 22
+_AT_A_TIME = 1 << 18
 """Weights held at once, draws x rows."""
 _MOST_UNDEFINED = 0.05
 """Share of draws in which a score may be undefined, because a class is in none of their rows."""
@@ -115,7 +115,7 @@ def bootstrap_intervals(
         Group of each row: groups are drawn whole.
     seed, resamples
         Of the draws; ``draws_for`` gives their number by default. Memory is
-        bounded: some tens of megabytes beside the input.
+        bounded: some ten megabytes beside the input.
 
     Returns
     -------

@@ -25,7 +25,15 @@ from .tasks import TaskName, task_of
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-__all__ = ["Fitted", "GridPoint", "Search", "fit_model", "search_setting"]
+__all__ = [
+    "Fitted",
+    "GridPoint",
+    "Search",
+    "choose_point",
+    "fit_model",
+    "search_setting",
+    "with_probabilities",
+]
 
 
 @dataclass(frozen=True)
@@ -141,11 +149,32 @@ def search_setting(
     scored = score_grid(
         spec, X, y, values=values, divisions=(folds, *repeats), metric=metric, options=options, halving=halving
     )
-    points = tuple(_grid_point(spec, value, row, metric) for value, row in zip(values, scored.table, strict=True))
-    ranks = [rank_of(metric, points[i].mean) for i in scored.finished.tolist()]
-    best = int(scored.finished[ranks.index(max(ranks))])  # the first, so the simplest, on ties
-    notes = (*scored.notes, *_edge_notes(spec, points[best], points))
-    return Search(points[best], points, notes, scored.out_of_fold(best))
+    best, points, notes = choose_point(spec, values, scored.table, metric)
+    return Search(points[best], points, (*scored.notes, *notes), scored.out_of_fold(best))
+
+
+def choose_point(
+    spec: ModelSpec, values: Sequence[Point], table: NDArray[np.float64], metric: Metric
+) -> tuple[int, tuple[GridPoint, ...], tuple[str, ...]]:
+    """Choose among the values that were tried on all folds.
+
+    Parameters
+    ----------
+    spec, values, metric
+        The model, the points of its grid, and what to choose by.
+    table : (values, folds) float
+        Scores, larger is better; NaN where a value was not tried.
+
+    Returns
+    -------
+    (int, tuple of GridPoint, tuple of str)
+        Position of the best value, all points with their scores, and what a reader should know of the choice.
+    """
+    points = tuple(_grid_point(spec, value, row, metric) for value, row in zip(values, table, strict=True))
+    finished = np.flatnonzero(~np.isnan(table).any(axis=1)).tolist()
+    ranks = [rank_of(metric, points[i].mean) for i in finished]
+    best = finished[ranks.index(max(ranks))]  # the first, so the simplest, on ties
+    return best, points, tuple(_edge_notes(spec, points[best], points))
 
 
 def fit_model(
@@ -181,18 +210,39 @@ def fit_model(
     found
         Out-of-fold scores of the same value and folds, as ``Search`` keeps them; by default they are found anew.
     """
-    calibrated = options.calibration is not None or not spec.has_probabilities
-    if found is None and calibrated:
+    if found is None and (options.calibration is not None or not spec.has_probabilities):
         found = score_folds(spec, X, y, values=(value,), folds=folds, options=options)
     start = found.starts[0] if found and found.starts else None
     pipeline, notes = fit_pipeline(spec, X, y, value=value, options=options, start=start)
+    if found is None:
+        return Fitted(pipeline[:-1], pipeline["model"], tuple(dict.fromkeys(notes)), None, spec.task)
+    return with_probabilities(spec, pipeline, (*found.notes, *notes), found.scores[0], y, options)
+
+
+def with_probabilities(
+    spec: ModelSpec,
+    pipeline: Pipeline,
+    notes: Sequence[str],
+    scores: NDArray[np.float32],
+    y: NDArray[np.int64],
+    options: BuildOptions,
+) -> Fitted:
+    """Divide a fitted pipeline into steps and model, and calibrate it on out-of-fold scores where it needs that.
+
+    Parameters
+    ----------
+    spec, pipeline, notes, options
+        The model, fitted, and what to know of that.
+    scores : (n, k) float32, or (n, 1) for two classes
+        Out-of-fold scores of the training rows.
+    y : (n,) int
+        Their classes.
+    """
     model, curves = pipeline["model"], None
-    if found and calibrated:
-        notes = (*found.notes, *notes)
-        if options.calibration is None:
-            model = task_of(spec.task).calibrate(model, found.scores[0], y)
-        else:
-            curves = fit_curves(options.calibration, found.scores[0], y, are_logits=spec.has_probabilities)
+    if options.calibration is not None:
+        curves = fit_curves(options.calibration, scores, y, are_logits=spec.has_probabilities)
+    elif not spec.has_probabilities:
+        model = task_of(spec.task).calibrate(model, scores, y)
     return Fitted(pipeline[:-1], model, tuple(dict.fromkeys(notes)), curves, spec.task)
 
 

@@ -18,6 +18,7 @@ from .tasks import Targets, TaskName, task_of
 
 if TYPE_CHECKING:
     from .cells import CellPlan
+    from .selection import Selection
 
 __all__ = ["divide", "each_layer", "notes_on_copies", "notes_on_rows", "rank_key", "share_rows"]
 
@@ -61,7 +62,7 @@ def notes_on_rows(rows: LabelledRows) -> Iterator[str]:
     yield from rows.task.notes(Targets(rows.y, rows.classes), rows.train)
 
 
-def notes_on_copies(data: Dataset) -> Iterator[str]:
+def notes_on_copies(data: Dataset | Selection) -> Iterator[str]:
     """Say how many held-out images have the very features of a training image."""
     if copies := data.repeated_held_out():
         what = "held-out images with the very features of a training image, which flatter the scores"

@@ -172,3 +172,18 @@ def test_a_grid_lists_values_of_the_main_setting_or_of_several_by_name(config: P
         "train.grids.rbf_svm.gamma_scale[1]: input should be greater than 0, found -1",
         "train.grids.knn: tuple should have at least 1 item after validation, not 0, found []",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("512 MiB", 512 << 20), ("1.5GiB", 3 << 29), ("64KB", 64_000), ("2 GB", 2 * 10**9), ("700 B", 700)],
+)
+def test_memory_is_given_with_its_unit(config: Path, text: str, count: int) -> None:
+    assert load_config(TrainConfig, config, (f"train.memory={text}",)).train.memory == count
+    assert load_config(TrainConfig, config, (f"train.memory={count}",)).train.memory == count
+
+
+@pytest.mark.parametrize("text", ["lots", "0 MiB", "-5", "0", "5 Mio", "true"])
+def test_a_memory_limit_that_is_none_is_refused(config: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"train.memory: expected a number of bytes, or a text such as"):
+        load_config(TrainConfig, config, (f"train.memory={text}",))

@@ -25,6 +25,7 @@ def test_the_offer_is_this() -> None:
         "LayerScore",
         "METRICS",
         "MODELS",
+        "MemoryLimitError",
         "MissingExtraError",
         "Probe",
         "Progress",
