@@ -68,6 +68,7 @@ def test_the_winner_predicts(icecore: Icecore, trained: Any) -> None:
     [
         ("train.save=all", 4, "train.save: a sweep saves its winner alone, found 'all'; or use icecore train"),
         ("train.outer_folds=3", 4, "train.outer_folds: a sweep is not nested, found 3; or use icecore train"),
+        ("train.memory=1GiB", 4, "train.memory: a sweep trains in memory; leave the limit out, or use icecore train"),
         ("train.layers=['layer*']", 4, "has no layer 'layer*'; it has features.3:avg"),
         ("train.version=nosuch", 4, "train.version: "),
         ("sweep.keep=-1", 4, "sweep.keep: input should be greater than or equal to 0, found -1"),
