@@ -1,6 +1,6 @@
-"""Search and fit XGBoost out of core: principal components of the rows, binned into pages that lie in files.
+"""Search and fit XGBoost out of core: rows binned into pages that lie in files.
 
-Components come from sums over all training rows of a fold. The bins are cut by quantiles of a sample of its rows, so
+The bins are cut by quantiles of a sample of its rows, so
 that no sketch of all of them is needed. XGBoost keeps the binned rows in a file and reads them page by page, for each
 level of each tree.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from .block_task import BlockTask
 from .blocks import Positions
-from .boosting import COMPONENTS, ROUNDS, boost, estimator_params, objective_of, trees_of
+from .boosting import ROUNDS, boost, estimator_params, objective_of, trees_of
 from .frames import Frame, pca_of, scaler_of
 from .linear_search import class_weights
 from .models import ModelSpec
@@ -53,7 +52,7 @@ def working_bytes(rows: int, width: int, classes: int, depth: int, page: int) ->
     """Estimate what a run of XGBoost holds: gradients, scores, histograms, quantiles, pages."""
     columns = 1 if classes == 2 else classes
     histograms = (1 << min(depth, 16)) * width * 32 * 16
-    return rows * (20 * columns + 24) + 2 * histograms + width * 60_000 + page * width * (2 * PAGES + 8)
+    return rows * (20 * columns + 24) + 2 * histograms + width * 15 * min(rows, CUT_BY) + page * width * (2 * PAGES + 8)
 
 
 class BoostingOutOfCore:
@@ -63,10 +62,7 @@ class BoostingOutOfCore:
         self._task, self._spec = task, spec
         self._points = [params_of(spec, value) for value in values]
         steps = task.options.steps
-        most = int(max(point[COMPONENTS] for point in self._points))
-        D = min(steps.pca or task.blocks.n_features, task.blocks.n_features)
-        self._turned = bool(steps.pca) or most < D
-        self._frames = task.frames(min(most, D) if self._turned else 0, whiten=steps.whiten)
+        self._frames = task.frames(min(steps.pca, task.blocks.n_features), whiten=steps.whiten)
 
     def scores(self) -> Iterator[Floats]:
         """Train for all folds, and give the out-of-fold scores of one point after the other, (m, columns) float32.
@@ -89,14 +85,14 @@ class BoostingOutOfCore:
         from sklearn.pipeline import Pipeline
 
         steps, point = self._task.options.steps, self._points[which]
-        frame = self._cut(self._frames[-1], point)
+        frame = self._frames[-1]
         with _Binned(self._task, frame, -1, self._max_bin) as matrix:
             model = self._spec.build(self._task.options).set_params(**estimator_params(point, frame.width))
             booster = boost(model, matrix.data, objective_of(model, self._task.rows.y_train))
         model.load_model(booster.save_raw("json"))
         before = [("scale", scaler_of(frame, steps))]
         if frame.turn is not None:
-            before.append(("pca" if steps.pca else "components", pca_of(frame, steps)))
+            before.append(("pca", pca_of(frame, steps)))
         return Pipeline([*before, ("model", model)]), ()
 
     def notes(self) -> tuple[str, ...]:
@@ -115,32 +111,20 @@ class BoostingOutOfCore:
         one = working_bytes(len(task.training), width, task.k, depth, page)
         return int(np.clip(task.left // one, 1, min(task.threads, len(task.folds))))
 
-    def _cut(self, frame: Frame, point: dict[str, float]) -> Frame:
-        """Give the frame with the point's components: fewer are the first of more."""
-        kept = int(point[COMPONENTS])
-        if frame.turn is None or frame.variance is None or kept >= frame.width:
-            return frame
-        return replace(frame, turn=np.ascontiguousarray(frame.turn[:, :kept]), variance=frame.variance[:kept])
-
     def _search_fold(self, which: int) -> Path:
         """Train a run for all numbers of rounds, as ``boosting`` does, and keep the scores of the other rows."""
         task, points = self._task, self._points
         test = task.training[task.folds[which][1]]
         found = np.empty((len(points), len(test), 1 if task.k == 2 else task.k), dtype=np.float32)
-        order = sorted(
-            range(len(points)), key=lambda i: (points[i][COMPONENTS], trees_of(points[i]), points[i][ROUNDS])
-        )
-        for _, same in groupby(order, key=lambda i: points[i][COMPONENTS]):
-            listed = list(same)
-            frame = self._cut(self._frames[which], points[listed[0]])
-            boosters = {}
-            with _Binned(task, frame, which, self._max_bin) as matrix:
-                for _, run in groupby(listed, key=lambda i: trees_of(points[i])):
-                    indices = list(run)  # the last has the most rounds
-                    model = self._spec.build(task.options)
-                    model.set_params(**estimator_params(points[indices[-1]], frame.width))
-                    boosters[tuple(indices)] = boost(model, matrix.data, objective_of(model, task.rows.y_train))
-            self._score(found, frame, boosters, test)
+        order = sorted(range(len(points)), key=lambda i: (trees_of(points[i]), points[i][ROUNDS]))
+        frame, boosters = self._frames[which], {}
+        with _Binned(task, frame, which, self._max_bin) as matrix:
+            for _, run in groupby(order, key=lambda i: trees_of(points[i])):
+                indices = list(run)  # the last has the most rounds
+                model = self._spec.build(task.options)
+                model.set_params(**estimator_params(points[indices[-1]], frame.width))
+                boosters[tuple(indices)] = boost(model, matrix.data, objective_of(model, task.rows.y_train))
+        self._score(found, frame, boosters, test)
         path = task.folder / f"scores-{which}.npy"
         np.save(path, found)
         return path

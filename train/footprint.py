@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from .blocks import BlockPlan
-from .boosting import COMPONENTS
 from .boosting_out_of_core import LEAST_ROWS, working_bytes
 from .linear_out_of_core import COPIES
 from .models import ModelSpec
@@ -84,8 +83,8 @@ def least_bytes(spec: ModelSpec, size: Size, steps: Steps, grid: Any) -> int:
     blocks = FEWEST_ROWS * _row_bytes(size, 8)
     gram = 9 * D * D
     if spec.name == "xgboost":
-        width = min(int(max(point[COMPONENTS] for point in points)), D)
-        turned = 4 * D * width * (size.folds + 2) + gram if width < D or steps.pca else 0
+        width = min(steps.pca or D, D)
+        turned = 4 * D * width * (size.folds + 2) + gram if steps.pca else 0
         run = working_bytes(m, width, size.classes, int(max(point["max_depth"] for point in points)), LEAST_ROWS)
         work = max(run, turned)
     else:

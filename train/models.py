@@ -165,7 +165,6 @@ def _xgboost(options: BuildOptions) -> Any:
         tree_method="hist",
         max_bin=32,
         subsample=0.8,
-        colsample_bytree=0.3,
         n_jobs=1,
         random_state=options.seed,
     )
@@ -267,7 +266,6 @@ _TABLE = (
         also=(
             Setting("learning_rate", float, (0.2,), 0.2),
             Setting("n_estimators", int, (30, 60, 120), 60),
-            Setting("n_components", int, (256,), 256),
         ),
     ),
 )

@@ -74,7 +74,6 @@ def _xgboost(options: BuildOptions) -> Any:
         tree_method="hist",
         max_bin=32,
         subsample=0.8,
-        colsample_bytree=0.3,
         n_jobs=1,
         random_state=options.seed,
     )

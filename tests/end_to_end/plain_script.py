@@ -70,17 +70,6 @@ def make_network(params: dict[str, float], seed: int) -> Any:
     return Network((int(params["hidden"]),), alpha=params["alpha"])
 
 
-def make_components(width: int) -> Any:
-    """Principal components, fewer than there are rows."""
-    from sklearn.decomposition import PCA
-
-    class Components(PCA):  # type: ignore[misc]
-        def fit_transform(self, X: np.ndarray, y: Any = None) -> np.ndarray:
-            return np.asarray(self.set_params(n_components=min(width, len(X) - 1)).fit(X).transform(X))
-
-    return Components(width, svd_solver="full")
-
-
 def make_classifier(kind: str, params: dict[str, float], seed: int, X: np.ndarray) -> Any:
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
     from sklearn.neighbors import KNeighborsClassifier
@@ -106,9 +95,9 @@ def make_classifier(kind: str, params: dict[str, float], seed: int, X: np.ndarra
     elif kind == "mlp":
         model = make_network(params, seed)
     elif kind == "xgboost":
-        width = min(X.shape[1], int(params.pop("n_components")))
-        steps += [make_components(width)] if width < X.shape[1] else []
-        settings = {"subsample": 0.8, "colsample_bytree": min(1.0, max(0.3, 32 / width)), "max_bin": 32}
+        tree = min(X.shape[1], 256)
+        settings: dict[str, Any] = {"colsample_bytree": tree / X.shape[1], "colsample_bynode": min(tree, 32) / tree}
+        settings |= {"subsample": 0.8, "max_bin": 32}
         settings |= {**params, "max_depth": int(value), "n_estimators": int(params["n_estimators"])}
         model = XGBClassifier(tree_method="hist", n_jobs=1, random_state=seed, **settings)
     else:

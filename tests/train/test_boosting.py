@@ -1,4 +1,4 @@
-"""XGBoost on shared matrices against ``XGBClassifier`` and ``PCA`` in plain scikit-learn pipelines."""
+"""XGBoost on shared matrices against ``XGBClassifier`` in plain scikit-learn pipelines."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from icecore.train import serial
+from icecore.train.boosting import estimator_params
 from icecore.train.folds import Fold, make_folds
 from icecore.train.models import BuildOptions, model_spec
 from icecore.train.out_of_fold import fit_pipeline, score_folds
 from numpy.typing import NDArray
 from scipy.special import expit, softmax  # type: ignore[import-untyped]
-from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
@@ -21,10 +21,10 @@ from xgboost import XGBClassifier
 
 Data = tuple[NDArray[np.float32], NDArray[np.int64]]
 SPEC = model_spec("xgboost")
-NAMES = ("max_depth", "learning_rate", "n_estimators", "n_components")
+NAMES = ("max_depth", "learning_rate", "n_estimators")
 
 
-def clouds(k: int, n: int = 240, width: int = 24) -> Data:
+def clouds(k: int, n: int = 240, width: int = 40) -> Data:
     rng = np.random.default_rng(0)
     y = rng.permutation(np.arange(n) % k)
     scales = np.arange(1, width + 1) ** -0.7
@@ -38,17 +38,15 @@ def folds_of(y: NDArray[np.int64]) -> tuple[Fold, ...]:
 
 def plain(point: tuple[float, ...], width: int, k: int) -> Pipeline:
     """The same model, as a user of the two libraries would write it."""
-    depth, rate, rounds, components = point
-    used = min(int(components), width)
-    steps = [] if used == width else [PCA(used, svd_solver="covariance_eigh")]
+    depth, rate, rounds = point
     booster = XGBClassifier(
         tree_method="hist", max_bin=32, max_depth=int(depth), learning_rate=rate, n_estimators=int(rounds),
-        subsample=0.8, colsample_bytree=min(1, 32 / used), random_state=0, n_jobs=1,
+        subsample=0.8, colsample_bynode=min(1, 32 / width), random_state=0, n_jobs=1,
     )  # fmt: skip
-    return make_pipeline(StandardScaler(), *steps, booster)
+    return make_pipeline(StandardScaler(), booster)
 
 
-POINTS = ((2, 0.2, 12, 6), (3, 0.2, 4, 6), (2, 0.2, 5, 6), (2, 0.2, 5, 3), (2, 0.3, 5, 100))  # in no order
+POINTS = ((2, 0.2, 12), (3, 0.2, 4), (2, 0.2, 5), (2, 0.3, 5))  # in no order
 
 
 @pytest.mark.parametrize("weight", [None, "balanced"])
@@ -70,7 +68,7 @@ def test_out_of_fold_scores_are_those_of_plain_fits(k: int, weight: Any) -> None
             np.testing.assert_allclose(mine, proba[:, 1] if k == 2 else proba, atol=0.02)
 
 
-def test_fewer_rounds_and_components_are_scored_as_if_alone() -> None:
+def test_fewer_rounds_are_scored_as_if_alone() -> None:
     X, y = clouds(3)
     folds = folds_of(y)
     together = score_folds(SPEC, X, y, values=POINTS, folds=folds, options=BuildOptions()).scores
@@ -80,12 +78,11 @@ def test_fewer_rounds_and_components_are_scored_as_if_alone() -> None:
 
 
 @pytest.mark.parametrize("k", [2, 4])
-@pytest.mark.parametrize("components", [5, 100])
-def test_the_final_model_is_the_libraries_own(k: int, components: int, tmp_path: Path) -> None:
+def test_the_final_model_is_the_librarys_own(k: int, tmp_path: Path) -> None:
     X, y = clouds(k)
-    point = (3, 0.2, 10, components)
+    point = (3, 0.2, 10)
     ours, notes = fit_pipeline(SPEC, X, y, value=point, options=BuildOptions())
-    assert [name for name, _ in ours.steps] == ["scale", *(["components"] if components == 5 else []), "model"]
+    assert [name for name, _ in ours.steps] == ["scale", "model"]
     assert type(ours["model"]) is XGBClassifier
     assert not notes
     expected = plain(point, X.shape[1], k).fit(X, y).predict_proba(X)
@@ -108,31 +105,7 @@ def test_a_fold_knows_nothing_of_the_rows_that_it_is_validated_on() -> None:
     np.testing.assert_array_equal(after[:, test[0]], before[:, test[0]])
 
 
-def test_fewer_rows_than_components_are_no_hindrance() -> None:
-    X, y = clouds(2, 40, 80)
-    point = (2, 0.3, 5, 60)
-    found = score_folds(SPEC, X, y, values=[point], folds=folds_of(y), options=BuildOptions())
-    fitted, _ = fit_pipeline(SPEC, X, y, value=point, options=BuildOptions())
-    assert np.isfinite(found.scores).all()
-    assert fitted["components"].n_components_ == 39
-
-
-def test_components_of_few_rows_are_those_of_the_covariance() -> None:
-    X, y = clouds(2, 40, 200)
-    fitted, _ = fit_pipeline(SPEC, X, y, value=(2, 0.3, 5, 6), options=BuildOptions())
-    A = StandardScaler().fit_transform(X.astype(np.float64))
-    exact = PCA(6, svd_solver="covariance_eigh").fit(A)
-    overlap = np.abs((fitted["components"].components_ * exact.components_).sum(axis=1))
-    np.testing.assert_allclose(overlap, 1, atol=1e-3)
-
-
-def test_many_features_are_reduced_by_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    from icecore.train import inputs
-
-    X, y = clouds(3)
-    exact, _ = fit_pipeline(SPEC, X, y, value=(2, 0.3, 10, 4), options=BuildOptions())
-    monkeypatch.setattr(inputs, "EXACT_WIDTH", 10)
-    sampled, _ = fit_pipeline(SPEC, X, y, value=(2, 0.3, 10, 4), options=BuildOptions())
-    shares = [fitted["components"].explained_variance_ratio_.sum() for fitted in (exact, sampled)]
-    assert shares[1] > 0.98 * shares[0]
-    assert (exact.predict(X) == sampled.predict(X)).mean() > 0.9
+def test_a_tree_and_a_node_are_given_so_many_columns() -> None:
+    assert estimator_params({"max_depth": 3}, 20) == {"max_depth": 3, "colsample_bytree": 1, "colsample_bynode": 1}
+    assert estimator_params({}, 128) == {"colsample_bytree": 1, "colsample_bynode": 0.25}
+    assert estimator_params({}, 2048) == {"colsample_bytree": 0.125, "colsample_bynode": 0.125}

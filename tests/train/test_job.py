@@ -117,7 +117,7 @@ def test_a_grid_of_ones_own_is_used(store_path: Path) -> None:
     found = run(
         store_path, models=["xgboost"], grids={"xgboost": {"max_depth": [1.0], "n_estimators": [60]}}, name="grid"
     ).winner
-    assert found.params == {"max_depth": 1, "learning_rate": 0.2, "n_estimators": 60, "n_components": 256}
+    assert found.params == {"max_depth": 1, "learning_rate": 0.2, "n_estimators": 60}
     assert len(found.grid) == 1
 
 

@@ -46,7 +46,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from .conftest import write_store
 
     folder = tmp_path_factory.mktemp("blocks") / "features"
-    ids = [f"{'val' if i % 4 == 0 else 'train'}/{CLASSES[i % 7 % 4]}/{i:04}.jpg" for i in range(1200)]
+    ids = [f"{'val' if i % 4 == 0 else 'train'}/{CLASSES[i % 7 % 4]}/{i:04}.jpg" for i in range(2000)]
     ids.sort()
     X = features(ids)
     for turn in range(3):
@@ -119,7 +119,7 @@ def test_two_classes_are_one_column(lab: Any, tmp_path: Path) -> None:
 def test_xgboost_is_as_good_as_in_memory(task: Any, steps: str) -> None:
     blocks, X = task(steps=STEPS[steps])
     spec, y = model_spec("xgboost"), blocks.rows.y_train
-    values = [(3, 0.2, rounds, 10) for rounds in (20, 40)]
+    values = [(3, 0.2, rounds) for rounds in (20, 40)]
     given = score_folds(spec, X, y, values=values, folds=blocks.folds, options=blocks.options)
     found = [scores.copy() for scores in BoostingOutOfCore(blocks, spec, values).scores()]
     for one, other in zip(found, given.scores, strict=True):
@@ -131,7 +131,7 @@ def test_xgboost_is_as_good_as_in_memory(task: Any, steps: str) -> None:
 
 
 def run(path: Path, **options: Any) -> TrainResult:
-    grids = {"xgboost": {"max_depth": [3], "n_estimators": [20], "n_components": [10]}}
+    grids = {"xgboost": {"max_depth": [3], "n_estimators": [20]}}
     return train_models(path, "photos", **{"report": False, "folds": 3, "grids": grids, **options})
 
 
@@ -144,7 +144,7 @@ def least(path: Path) -> int:
             rows = read_rows(features, ["good"])
             folds = make_folds(rows.y_train, classes=rows.classes, folds=3, seed=0)
             chosen = Selection(features, "good", rows, [folds], limit)
-            grids = {"xgboost": {"max_depth": [3], "n_estimators": [20], "n_components": [10]}}
+            grids = {"xgboost": {"max_depth": [3], "n_estimators": [20]}}
             ways = [chosen.way(model_spec(name), Steps(), grids.get(name)) for name in TRAINED]
         if "skipped" not in ways:
             return limit

@@ -30,7 +30,7 @@ POINTS: dict[str, list[Any]] = {
     "linear_svr": [(1e-3, 0.1), (0.1, 0.5)],
     "knn": [20, 1000, 3],
     "rbf_svr": [(0.5, 0.3, 0.2), (20.0, 0.3, 0.2), (2.0, 1.0, 0.05), (2.0, 1.0, 0.3)],
-    "xgboost": [(2, 0.2, 12, 100), (2, 0.2, 4, 100), (2, 0.2, 5, 6)],
+    "xgboost": [(2, 0.2, 12), (2, 0.2, 4), (3, 0.2, 5)],
 }
 
 
@@ -56,12 +56,11 @@ def plain(name: str, value: Any, width: int, n: int) -> Any:
         number = min(int(point["n_neighbors"]), n)
         return make_pipeline(StandardScaler(), KNeighborsRegressor(number, weights="distance", metric="cosine"))
     if name == "xgboost":
-        used = min(int(point.pop("n_components")), width)
         booster = XGBRegressor(
-            tree_method="hist", max_bin=32, subsample=0.8, colsample_bytree=min(1, 32 / used), random_state=0, n_jobs=1,
-            **point,
+            tree_method="hist", max_bin=32, subsample=0.8, colsample_bynode=min(1, 32 / width), random_state=0,
+            n_jobs=1, **point,
         )  # fmt: skip
-        return make_pipeline(StandardScaler(), *([] if used == width else [PCA(used)]), booster)
+        return make_pipeline(StandardScaler(), booster)
     if name == "linear_svr":
         machine = LinearSVR(loss="squared_epsilon_insensitive", dual=False, tol=1e-6, max_iter=50_000, **point)
     else:

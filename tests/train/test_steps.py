@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from icecore.train import Steps, TrainError, every_combination, train_models
+from icecore.train import Steps, TrainError, every_combination, inputs, train_models
 from icecore.train.folds import make_folds
-from icecore.train.inputs import inputs_of
+from icecore.train.inputs import components_of, inputs_of
 from icecore.train.metrics import metric_score
 from icecore.train.models import MODELS, BuildOptions, model_spec
 from icecore.train.out_of_fold import fit_pipeline, score_folds
@@ -100,6 +100,23 @@ def test_components_and_scales_are_those_of_the_training_rows() -> None:
     np.testing.assert_allclose(np.abs(other), np.abs(clean), atol=2e-3)
     exact = PCA(5, whiten=True, svd_solver="full").fit_transform(StandardScaler().fit_transform(X[train]))
     np.testing.assert_allclose(np.abs(clean), np.abs(exact), atol=2e-3)
+
+
+def test_components_of_few_rows_are_those_of_the_covariance() -> None:
+    rows = StandardScaler().fit_transform(pooled(2, 40, 200)[0])
+    found = components_of(6, rows.shape, 0).fit(rows)
+    exact = PCA(6, svd_solver="covariance_eigh").fit(rows.astype(np.float64))
+    np.testing.assert_allclose(np.abs((found.components_ * exact.components_).sum(axis=1)), 1, atol=1e-3)
+    assert components_of(60, rows.shape, 0).n_components == 39
+
+
+def test_many_features_are_reduced_by_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = StandardScaler().fit_transform(X)
+    exact = components_of(4, rows.shape, 0).fit(rows)
+    monkeypatch.setattr(inputs, "EXACT_WIDTH", 10)
+    sampled = components_of(4, rows.shape, 0).fit(rows)
+    assert (exact.svd_solver, sampled.svd_solver) == ("covariance_eigh", "randomized")
+    assert sampled.explained_variance_ratio_.sum() > 0.98 * exact.explained_variance_ratio_.sum()
 
 
 @pytest.mark.parametrize("pca", [20, 500])
