@@ -10,6 +10,7 @@ from .app import echo
 from .exits import Exit, Outcome
 from .options import config_argument, set_option
 from .table import counted, table
+from .train import as_of, held_out_line, number, search_options
 
 if TYPE_CHECKING:
     from icecore.train import LayerScore, SweepProgress, SweepResult
@@ -42,11 +43,8 @@ def sweep_from_config(config: TrainConfig) -> SweepResult:
     from icecore.train import sweep_models
 
     from .config import ConfigError
-    from .train import as_of, search_options
 
     train = config.train
-    if train.task != "classification":
-        raise ConfigError([f"train.task: a sweep is of classes, found {train.task!r}; use icecore train"])
     if train.save != "best":
         raise ConfigError([f"train.save: a sweep saves its winner alone, found {train.save!r}; or use icecore train"])
     if train.outer_folds:
@@ -71,9 +69,7 @@ def sweep_from_config(config: TrainConfig) -> SweepResult:
 
 def _text(result: SweepResult) -> str:
     trained = result.trained
-    winner, scores = result.winner, trained.winner.evaluation
-    low, high = scores.accuracy_interval
-    interval = f"95 % interval {low:.4f} to {high:.4f}, {scores.n} images"
+    winner, interval = result.winner, trained.interval(result.task.headlines[0])
     page = max(result.files, key=lambda path: path.suffix == ".html")
     lines = [
         _leaderboard(result),
@@ -81,8 +77,13 @@ def _text(result: SweepResult) -> str:
         "",
         f"{counted(result.computed, 'cell')} computed, {result.reused} read from an earlier sweep",
         f"chosen by cross-validation: {winner.model} on {winner.inputs}",
-        f"held-out accuracy {scores.accuracy:.4f} ({interval}); majority class {trained.baseline.accuracy:.4f}",
+        held_out_line(result.task, trained.winner.evaluation, interval, trained.baseline),
         *(f"note: {note}" for note in (*result.notes, *trained.notes)),
+        *(
+            ["nothing has changed since an earlier sweep made this bundle: no model was fitted"]
+            if trained.reused
+            else []
+        ),
         f"bundle {trained.bundles[0]}",
         *([f"report {trained.report}"] if trained.report else []),
         f"leaderboard {page}",
@@ -93,7 +94,7 @@ def _text(result: SweepResult) -> str:
 def _leaderboard(result: SweepResult) -> str:
     header = ["layers", "model", "setting", f"cv {result.plan.metric}", "+-", "seconds"]
     rows = [
-        [cell.inputs, cell.model, cell.setting, f"{cell.best.mean:.4f}", f"{cell.best.std:.4f}", f"{cell.seconds:.1f}"]
+        [cell.inputs, cell.model, cell.setting, number(cell.best.mean), number(cell.best.std), f"{cell.seconds:.1f}"]
         for cell in result.cells[:MOST_SHOWN]
     ]
     return table(header, rows)
@@ -105,7 +106,7 @@ def _quick_table(quick: tuple[LayerScore, ...]) -> str:
         [
             layer.layers,
             str(layer.n_features),
-            *(f"{layer.cells[model].best.mean:.4f}" for model in models),
+            *(number(layer.cells[model].best.mean) for model in models),
             f"{layer.logme:.3f}",
             "goes on" if layer.kept else "left",
         ]
@@ -118,7 +119,7 @@ def _say(progress: SweepProgress) -> None:
     cell = progress.cell
     if cell is not None:
         how = "read" if progress.reused else f"{cell.seconds:.1f} s"
-        score = f"cv {cell.best.mean:.4f}, {how}"
+        score = f"cv {number(cell.best.mean)}, {how}"
         echo(f"[{progress.done}/{progress.total}] {progress.model} on {cell.inputs}: {score}", err=True)
     elif progress.quick and not progress.model:
         echo(_quick_table(progress.quick), err=True)

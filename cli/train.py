@@ -15,10 +15,11 @@ from .table import table
 if TYPE_CHECKING:
     from icecore.store import FeatureSet
     from icecore.train import Progress, TrainResult
+    from icecore.train.tasks import Task
 
     from .config import Source, TrainConfig
 
-__all__ = ["as_of", "command", "leaderboard", "search_options", "train_from_config"]
+__all__ = ["as_of", "command", "held_out_line", "leaderboard", "number", "search_options", "train_from_config"]
 
 _TITLES = {
     "balanced_accuracy": "balanced",
@@ -60,7 +61,6 @@ def train_from_config(config: TrainConfig) -> TrainResult:
         config.store,
         config.set,
         layers=layers,
-        task=train.task,
         outer_folds=train.outer_folds,
         memory=train.memory,
         save=train.save,
@@ -75,6 +75,7 @@ def search_options(config: TrainConfig) -> dict[str, Any]:
 
     labels, train = config.labels, config.train
     return {
+        "task": train.task,
         "models": train.models,
         "labels": FolderLabels(labels.layout)
         if labels.csv is None
@@ -121,15 +122,23 @@ def leaderboard(result: TrainResult) -> str:
     shown, rows = result.task.headlines, []
     for cell in result.cells:
         setting = ", ".join(f"{key}={value:g}" for key, value in cell.params.items())
-        scores = [_number(getattr(cell.evaluation, name)) for name in shown]
-        rows.append([cell.inputs, cell.model, setting, _number(cell.best.mean), *scores, f"{cell.seconds:.1f}"])
-    baseline = [_number(getattr(result.baseline, name)) for name in shown]
+        scores = [number(getattr(cell.evaluation, name)) for name in shown]
+        rows.append([cell.inputs, cell.model, setting, number(cell.best.mean), *scores, f"{cell.seconds:.1f}"])
+    baseline = [number(getattr(result.baseline, name)) for name in shown]
     rows.append([f"({result.task.baseline_title})", "baseline", "", "", *baseline, ""])
     titles = [_TITLES.get(name, name.replace("_", " ")) for name in shown]
     return table(["layers", "model", "setting", f"cv {result.metric}", *titles, "seconds"], rows)
 
 
-def _number(score: float | None) -> str:
+def held_out_line(task: Task, scores: Any, interval: tuple[float, float] | None, baseline: Any) -> str:
+    """Say what the winner reaches on held-out rows, and what is reached without features."""
+    name = task.headlines[0]
+    sure = f"95 % interval {number(interval[0])} to {number(interval[1])}, " if interval else ""
+    score, base = (number(getattr(each, name)) for each in (scores, baseline))
+    return f"held-out {_TITLES.get(name, name)} {score} ({sure}{scores.n} images); {task.baseline_title} {base}"
+
+
+def number(score: float | None) -> str:
     """Give a score, which may be in any unit."""
     if score is None:
         return "-"
@@ -139,14 +148,11 @@ def _number(score: float | None) -> str:
 def _text(result: TrainResult) -> str:
     winner, name = result.winner, result.task.headlines[0]
     interval = getattr(winner.evaluation, f"{name}_interval", result.intervals[0][name])
-    sure = f"95 % interval {_number(interval[0])} to {_number(interval[1])}, " if interval else ""
-    score, base = (_number(getattr(scores, name)) for scores in (winner.evaluation, result.baseline))
-    told = f"{score} ({sure}{winner.evaluation.n} images); {result.task.baseline_title} {base}"
     lines = [
         leaderboard(result),
         "",
         f"chosen by cross-validation: {winner.model} on {winner.inputs}",
-        f"held-out {_TITLES.get(name, name)} {told}",
+        held_out_line(result.task, winner.evaluation, interval, result.baseline),
         *_nested(result),
         *_runner_up(result),
         *(f"note: {note}" for note in result.notes),
@@ -184,7 +190,7 @@ def _say(progress: Progress) -> None:
     cell: Any = progress.cell
     if cell is not None:
         outer = f"outer fold {progress.outer_fold}, " if progress.outer_fold else ""
-        score = f"cv {_number(cell.best.mean)}, {cell.seconds:.1f} s"
+        score = f"cv {number(cell.best.mean)}, {cell.seconds:.1f} s"
         echo(f"[{progress.done}/{progress.total}] {outer}{progress.model} on {cell.inputs}: {score}", err=True)
 
 

@@ -37,6 +37,7 @@ from .steps import Steps, every_combination
 from .sweep import sweep_models
 from .sweep_result import LayerScore, SweepCell, SweepResult
 from .sweep_search import SweepProgress
+from .sweep_winner import SweepWinner
 from .tasks import TASKS, task_of
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "SweepCell",
     "SweepProgress",
     "SweepResult",
+    "SweepWinner",
     "TrainError",
     "TrainResult",
     "UnknownModelError",

@@ -37,7 +37,7 @@ from .errors import BundleError, FeatureMismatchError
 from .label_models import LabelModels
 from .tasks import TASKS, TaskName, task_of
 
-__all__ = ["Bundle", "load_bundle"]
+__all__ = ["Bundle", "load_bundle", "read_card"]
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def load_bundle(path: Path | str) -> Bundle:
     ['ants', 'bees']
     """
     path = Path(path)
-    card = _read_card(path)
+    card = read_card(path)
     _check_files(path, card)
     try:
         columns = tuple(Column.from_json(spec, spec["width"]) for spec in card["columns"])
@@ -190,7 +190,14 @@ def load_bundle(path: Path | str) -> Bundle:
     return bundle
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def read_card(path: Path) -> dict[str, Any]:
+    """Read the card of a bundle, after checking it against its checksum; its files are not looked at.
+
+    Raises
+    ------
+    BundleError
+        When there is no card, it is altered or damaged, or of a format version that is not known.
+    """
     file = path / CARD
     try:
         card = json.loads(file.read_text(encoding="utf-8"))

@@ -36,6 +36,10 @@ class Classification:
     has_probabilities = True
     has_curves = True
 
+    def quick(self, n: int) -> tuple[str, ...]:
+        """Give ridge and the nearest class mean: each takes one pass of sums."""
+        return ("ridge", "nearest_mean")
+
     def targets(self, labels: Labels, ids: Sequence[str]) -> Targets:
         """Give classes as positions among their sorted names."""
         if len(labels.columns) > 1:
@@ -74,6 +78,14 @@ class Classification:
     def strata(self, y: NDArray[Any]) -> NDArray[np.int64]:
         """Give the classes."""
         return y
+
+    def responses(self, y: NDArray[Any]) -> NDArray[np.float64]:
+        """Give the indicator of each class."""
+        return np.asarray(y[:, None] == np.arange(int(y.max()) + 1), dtype=np.float64)
+
+    def extent(self, y: NDArray[Any], names: Sequence[str]) -> str:
+        """Count the classes."""
+        return f"{len(names)} classes"
 
     def is_learnable(self, y: NDArray[Any]) -> bool:
         """Say yes: parts keep rows of every class."""

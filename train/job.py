@@ -202,6 +202,7 @@ def conclude(
     images: Path | str | None,
     config: Mapping[str, Any] | None,
     chosen_among: int | None = None,
+    entries: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Write the bundles of a finished run, and the report of its winner; parameters are those of ``train_models``.
 
@@ -215,6 +216,8 @@ def conclude(
         Where the bundles go.
     chosen_among
         Number of cells that the winner was chosen from; by default those of the run.
+    entries
+        What the cards say beside what all cards do.
     """
     seed = plan.options.seed
     result = TrainResult(
@@ -241,10 +244,10 @@ def conclude(
     bundles = tuple(folder / new_bundle_id() for _ in saved)
     page, failure = _render(result, store_path, bundles[0], images) if report else (b"", None)
     if failure is None:
-        return _save(result, saved, bundles, page=page, config=config)
+        return _save(result, saved, bundles, page=page, config=config, entries=entries)
     told = f"the report could not be made ({type(failure).__name__}: {failure})"
     result = replace(result, notes=(*result.notes, told))
-    raise ReportError(_save(result, saved, bundles, page=b"", config=config), told) from failure
+    raise ReportError(_save(result, saved, bundles, page=b"", config=config, entries=entries), told) from failure
 
 
 def _intervals(item: Trained, rows: LabelledRows, seed: int) -> dict[str, Interval | None]:
@@ -292,6 +295,7 @@ def _save(
     *,
     page: bytes,
     config: Mapping[str, Any] | None,
+    entries: Mapping[str, Any] | None,
 ) -> TrainResult:
     """Write bundles and report, the winner last: its bundle is the newest, and it tells that all is there."""
     for item, path, intervals in reversed(list(zip(kept, bundles, result.intervals, strict=True))):
@@ -300,7 +304,7 @@ def _save(
             steps=item.fitted.steps,
             model=item.fitted.model,
             curves=item.fitted.curves,
-            card=make_card(result, item.cell, item.columns, intervals=intervals, config=config),
+            card={**make_card(result, item.cell, item.columns, intervals=intervals, config=config), **(entries or {})},
             extra={REPORT: page} if page and path == bundles[0] else {},
         )
         log.info("bundle written: %s", path)

@@ -40,6 +40,10 @@ class Multilabel:
     has_probabilities = True
     has_curves = False
 
+    def quick(self, n: int) -> tuple[str, ...]:
+        """Give ridge and the nearest mean of each label's two sides."""
+        return ("ridge", "nearest_mean")
+
     def targets(self, labels: Labels, ids: Sequence[str]) -> Targets:
         """Read the columns of labels."""
         if not labels.columns:
@@ -89,6 +93,14 @@ class Multilabel:
         """Give the rarest label that a row has, or one more for none."""
         order = np.argsort(y.sum(axis=0), kind="stable")
         return np.asarray(np.where(y.any(axis=1), order[y[:, order].argmax(axis=1)], y.shape[1]))
+
+    def responses(self, y: NDArray[Any]) -> NDArray[np.float64]:
+        """Give the indicator of each label."""
+        return y.astype(np.float64)
+
+    def extent(self, y: NDArray[Any], names: Sequence[str]) -> str:
+        """Count the labels."""
+        return f"{len(names)} labels"
 
     def is_learnable(self, y: NDArray[Any]) -> bool:
         """Say whether each label is had by some rows and not by others."""

@@ -24,6 +24,8 @@ from .tasks import Targets, TaskName
 __all__ = ["TASK", "Regression"]
 
 Floats = NDArray[np.floating[Any]]
+MOST_NEIGHBOURS = 10_000
+"""Training rows up to which nearest neighbours rank layers beside ridge."""
 STRATA = 5
 """Bins of the targets that a learning curve's parts keep some of."""
 
@@ -39,6 +41,10 @@ class Regression:
     weighs_classes = False
     has_probabilities = False
     has_curves = False
+
+    def quick(self, n: int) -> tuple[str, ...]:
+        """Give ridge, and nearest neighbours while their time, which grows with the square of the rows, is short."""
+        return ("ridge", "knn") if n <= MOST_NEIGHBOURS else ("ridge",)
 
     def targets(self, labels: Labels, ids: Sequence[str]) -> Targets:
         """Read the numbers of the one column of labels."""
@@ -85,6 +91,14 @@ class Regression:
     def strata(self, y: NDArray[Any]) -> NDArray[np.int64]:
         """Give quantile bins."""
         return quantile_bins(y, STRATA)
+
+    def responses(self, y: NDArray[Any]) -> NDArray[np.float64]:
+        """Give the standardised numbers, in one column."""
+        return np.asarray((y - y.mean()) / y.std())[:, None]
+
+    def extent(self, y: NDArray[Any], names: Sequence[str]) -> str:
+        """Give the range of the numbers."""
+        return f"{names[0]} from {y.min():g} to {y.max():g}"
 
     def is_learnable(self, y: NDArray[Any]) -> bool:
         """Say whether the numbers differ."""

@@ -11,20 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from icecore.store import FeatureSet, FeatureStore
+from icecore.store import FeatureStore
 
 from .bundle_write import sweep_strays
 from .calibration_curves import CurveMethod
-from .cells import CellPlan, Run, train_rows
-from .data import pin
-from .errors import TrainError
+from .data import Dataset, pin, read_dataset
+from .errors import BundleError, TrainError
 from .grid_search import Halving
-from .job import conclude
+from .job import REPORT, conclude
 from .labels import LabelSource
 from .metrics import Metric
 from .models import ClassWeight
 from .plan import check_name, make_plan
-from .rows import LabelledRows
 from .settings import Grid
 from .shared import share_rows
 from .splits import SplitRule
@@ -34,6 +32,8 @@ from .sweep_kept import Kept
 from .sweep_layers import expand_layers
 from .sweep_result import SweepCell, SweepResult
 from .sweep_search import SweepProgress, SweepSearch
+from .sweep_winner import SweepWinner, card_entry, read_winner, train_winner, winner_key
+from .tasks import TaskName
 
 __all__ = ["sweep_models"]
 
@@ -43,6 +43,7 @@ def sweep_models(
     set_name: str,
     *,
     layers: Sequence[str | Sequence[str]] | None = None,
+    task: TaskName = "classification",
     models: Sequence[str] | None = None,
     labels: LabelSource | None = None,
     split: SplitRule | None = None,
@@ -66,16 +67,17 @@ def sweep_models(
 ) -> SweepResult:
     """Cross-validate every model, with every preprocessing, on every selection of layers; train and save the winner.
 
-    A quick pass over all layers comes first: ridge, nearest class mean and LogME. Its models rank the layers, LogME
-    where they tie. Every cell is kept in ``<store>/sweeps/<name>/cells`` and read again by the next sweep that needs
-    it; cells are known by the values of their training features, so that new layers or held-out images cost no old
-    one.
+    A quick pass over all layers comes first: two cheap models (ridge and the nearest mean; of numbers ridge and, of
+    few rows, nearest neighbours) and LogME. Its models rank the layers, LogME where they tie. Every cell is kept in
+    ``<store>/sweeps/<name>/cells`` and read again by the next sweep that needs it; cells are known by the values of
+    their training features, so that new layers or held-out images cost no old one. Where nothing has changed since
+    the newest bundle under the name was made by the same sweep, that is the winner's, and nothing is fitted.
 
     Parameters
     ----------
-    store_path, set_name, models, labels, split, version, grids, steps, class_weight, calibration, folds, repeats
+    store_path, set_name, task, models, labels, split, version, grids, steps, class_weight, calibration, folds
         As ``train_models`` takes them.
-    halving, seed, metric, images
+    repeats, halving, seed, metric, images
         Likewise.
     layers
         Each entry makes cells of its own: a column, a glob over column names such as ``layer*:gem`` (each column
@@ -114,6 +116,7 @@ def sweep_models(
     >>> print(result.winner.model, result.winner.layers, result.files)  # doctest: +SKIP
     """
     plan = make_plan(
+        task=task,
         models=models,
         grids=grids,
         steps=steps,
@@ -134,27 +137,34 @@ def sweep_models(
     with FeatureStore.open(store_path) as store:
         feature_set = pin(store, set_name, version)
         selections = expand_layers(feature_set, layers)
-        rows = share_rows(feature_set, selections, labels=labels, split=split)
+        rows = share_rows(feature_set, selections, labels=labels, split=split, task=task)
         home, bundles = store.path / "sweeps" / name, store.models_path / name
         kept = Kept(home / "cells")
         search = SweepSearch(feature_set, rows, plan, kept, selections=selections, keep=keep, progress=progress)
         quick, cells = search.run()
         sweep_strays(bundles)
-        run = _train_winner(feature_set, rows, plan, cells[0], with_plots=report)
-    trained = conclude(
-        run,
-        plan,
-        run.kept,
-        folder=bundles,
-        store_path=store_path,
-        report=report,
-        images=images,
-        config=config,
-        chosen_among=len(cells),
-    )
+        data = read_dataset(feature_set, cells[0].columns, rows)
+        key = winner_key(data, cells[0], search.inputs_of(cells[0]), chosen_among=len(cells))
+        winner, damaged = _earlier(bundles, key, data, cells[0], report=report, with_images=images is not None)
+        del data
+        if winner is None:
+            run = train_winner(feature_set, rows, plan, cells[0], with_plots=report)
+            trained = conclude(
+                run,
+                plan,
+                run.kept,
+                folder=bundles,
+                store_path=store_path,
+                report=report,
+                images=images,
+                config=config,
+                chosen_among=len(cells),
+                entries=card_entry(key, run, with_images=images is not None),
+            )
+            winner = SweepWinner.of(trained)
     folder = home if out is None else Path(out)
-    notes = tuple(_notes(kept))
-    result = SweepResult(cells, quick, plan, trained, search.reused, search.computed, notes, folder, ())
+    notes = (*_notes(kept), *damaged)
+    result = SweepResult(cells, quick, plan, winner, search.reused, search.computed, notes, folder, ())
     return replace(result, files=write_board(result, folder, page=report))
 
 
@@ -166,28 +176,14 @@ def _check(name: str, keep: int, layers: Sequence[str | Sequence[str]] | None) -
         raise TrainError(f"layers: a list of layers, or of lists of layers to join, found {layers!r}")
 
 
-def _train_winner(
-    feature_set: FeatureSet, rows: LabelledRows, plan: CellPlan, cell: SweepCell, *, with_plots: bool
-) -> Run:
-    """Fit the winner with the setting that was chosen, score it, and give it the scores it was chosen by."""
-    settings = {name: [value] for name, value in cell.params.items()}
-    specs = tuple(spec for spec in plan.specs if spec.name == cell.model)
-    run = train_rows(
-        feature_set,
-        rows,
-        [cell.columns],
-        plan=replace(plan, specs=specs, steps=(cell.steps,), grids={cell.model: settings}),
-        with_plots=with_plots,
-    )
-    (trained,) = run.kept
-    told = replace(
-        trained.cell,
-        best=cell.best,
-        grid=cell.grid,
-        seconds=cell.seconds + trained.cell.seconds,
-        notes=tuple(dict.fromkeys((*cell.notes, *trained.cell.notes))),
-    )
-    return replace(run, cells=(told,), kept=(replace(trained, cell=told),))
+def _earlier(
+    folder: Path, key: str, data: Dataset, cell: SweepCell, *, report: bool, with_images: bool
+) -> tuple[SweepWinner | None, tuple[str, ...]]:
+    """Give the winner where the newest bundle is that of this sweep, and what is wrong with that bundle."""
+    try:
+        return read_winner(folder, key, data, cell, report=REPORT if report else None, with_images=with_images), ()
+    except BundleError as exc:
+        return None, (f"the newest bundle cannot be read, and the winner was fitted anew: {exc}",)
 
 
 def _notes(kept: Kept) -> Iterator[str]:

@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 
 from .bundle_format import seal
 from .card import library_versions
+from .tasks import Task
 
-__all__ = ["FORMAT_VERSION", "Kept", "digest_of"]
+__all__ = ["FORMAT_VERSION", "Kept", "digest_of", "targets_inputs"]
 
 FORMAT_VERSION = 1
 """Part of what decides a file's name: counted up where the same inputs no longer give the same numbers."""
+_FIRST_TASK = "classification"
 STRAY_SECONDS = 3600
 """Age at which an unfinished file is taken for abandoned."""
 
@@ -36,6 +38,16 @@ def digest_of(*arrays: NDArray[Any]) -> str:
         digest.update(f"{array.dtype.str}{array.shape}".encode("ascii"))
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def targets_inputs(task: Task, y: NDArray[Any]) -> dict[str, str]:
+    """Give the part of a finding's inputs that says what was learned.
+
+    Findings of before there were other tasks are of classes and name none: they stay valid.
+    """
+    if task.name == _FIRST_TASK:
+        return {"classes_sha256": digest_of(y)}
+    return {"task": task.name, "targets_sha256": digest_of(y)}
 
 
 class Kept:

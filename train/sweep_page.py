@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from .metrics import Metric, rank_of, sign_of
-from .models import MODELS
 from .report import page_environment
 from .result import rows_to_json
 from .steps import STANDARD
 from .sweep_result import SweepCell, SweepResult
+from .tasks import task_of
 
 __all__ = ["Heat", "heat_table", "render_sweep"]
 
@@ -33,20 +33,25 @@ class Heat:
 
 def render_sweep(result: SweepResult) -> str:
     """Give the page; everything in it but the date follows from the result."""
-    page = page_environment().get_template("sweep.html.jinja")
-    trained = result.trained
+    environment = page_environment()
+    environment.filters["precise"] = _precise
+    page = environment.get_template("sweep.html.jinja")
+    trained, headline = result.trained, result.task.headlines[0]
     return page.render(
         result=result,
         winner=trained.winner,
         trained=trained,
         provenance=trained.provenance,
         heat=heat_table(result.cells, result.plan.metric),
-        models=MODELS,
+        models=result.task.models,
+        headline=headline,
+        interval=trained.interval(headline),
         metric=result.plan.metric.replace("_", " "),
         lower_is_better=sign_of(result.plan.metric) < 0,
         standard=STANDARD,
         rows=rows_to_json(trained.rows),
-        quick=[name for name in MODELS if name in result.quick[0].cells],
+        extent=result.task.extent(trained.rows.y, trained.rows.classes),
+        quick=[name for name in result.task.models if name in result.quick[0].cells],
         notes=[*result.notes, *trained.notes],
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -64,7 +69,8 @@ def heat_table(cells: Sequence[SweepCell], metric: Metric) -> Heat:
     """
     ranks = [rank_of(metric, cell.best.mean) for cell in cells]
     low, high = min(ranks), max(ranks)
-    models = tuple(name for name in MODELS if any(cell.model == name for cell in cells))
+    known = task_of(cells[0].task).models
+    models = tuple(name for name in known if any(cell.model == name for cell in cells))
     by_place = {(cell.inputs, cell.model): cell for cell in cells}
 
     def entry(place: tuple[str, str]) -> tuple[SweepCell, float] | None:
@@ -74,3 +80,8 @@ def heat_table(cells: Sequence[SweepCell], metric: Metric) -> Heat:
 
     inputs = dict.fromkeys(cell.inputs for cell in cells)
     return Heat(models, tuple((name, tuple(entry((name, model)) for model in models)) for name in inputs))
+
+
+def _precise(value: float) -> str:
+    """Give a score to four digits, or a number in any unit."""
+    return f"{value:.4f}" if abs(value) < 100 and (abs(value) >= 5e-5 or not value) else f"{value:.4g}"

@@ -9,12 +9,14 @@ from typing import Any
 
 from .cells import CellPlan
 from .metrics import Metric, rank_of
-from .models import model_spec
-from .result import TrainResult, rows_to_json
+from .models import ModelSpec
+from .result import intervals_to_json, rows_to_json
 from .search import GridPoint, Search
 from .settings import params_of
 from .shared import rank_key
 from .steps import STANDARD, Steps
+from .sweep_winner import SweepWinner
+from .tasks import Task, TaskName, task_of
 
 __all__ = ["LayerScore", "SweepCell", "SweepResult", "found_json"]
 
@@ -39,6 +41,13 @@ class SweepCell:
     """wall time of the search"""
     notes: tuple[str, ...]
     """what a reader should know: no convergence, a choice at the grid's edge"""
+    task: TaskName = "classification"
+    """what is learned"""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model."""
+        return task_of(self.task).models[self.model]
 
     @property
     def layers(self) -> str:
@@ -53,19 +62,25 @@ class SweepCell:
     @property
     def params(self) -> dict[str, float]:
         """The chosen settings by name."""
-        return {model_spec(self.model).setting: self.best.value, **self.best.others}
+        return {self.spec.setting: self.best.value, **self.best.others}
 
     @property
     def setting(self) -> str:
         """The chosen settings in short: those alone of which several values were tried."""
-        spec = model_spec(self.model)
+        spec = self.spec
         tried = [params_of(spec, point.point) for point in self.grid]
         told = [name for name in self.params if len({point[name] for point in tried}) > 1] or [spec.setting]
         return ", ".join(f"{name}={self.params[name]:g}" for name in told)
 
     def rank(self, metric: Metric) -> tuple[float, int, int, str]:
         """Order of the leaderboard, as ``train_models`` has it."""
-        return rank_key(metric, mean=self.best.mean, n_features=self.n_features, model=self.model, layers=self.layers)
+        return rank_key(
+            *(metric, self.task),
+            mean=self.best.mean,
+            n_features=self.n_features,
+            model=self.model,
+            layers=self.layers,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Give the cell as plain JSON values."""
@@ -90,7 +105,7 @@ class LayerScore:
     n_features: int
     """numbers an image"""
     logme: float
-    """log maximum evidence a row and class; see ``transferability``"""
+    """log maximum evidence a row and target; see ``transferability``"""
     cells: Mapping[str, SweepCell]
     """the cheap models on it, by name"""
     kept: bool
@@ -126,7 +141,7 @@ class SweepResult:
     """the quick pass, best first"""
     plan: CellPlan
     """models, preprocessing, folds, metric"""
-    trained: TrainResult
+    trained: SweepWinner
     """the winner, fitted on all training rows and scored on the held-out rows, with its bundle"""
     reused: int
     """cells read from an earlier sweep, those of the quick pass included"""
@@ -144,21 +159,28 @@ class SweepResult:
         """The cell with the best cross-validated score on the training rows."""
         return self.cells[0]
 
+    @property
+    def task(self) -> Task:
+        """What was learned."""
+        return task_of(self.plan.task)
+
     def to_json(self) -> dict[str, Any]:
         """Give what a caller prints or keeps, as plain JSON values."""
-        trained = self.trained
+        trained, options = self.trained, self.plan.options
         return {
-            "winner": trained.to_json()["winner"],
-            "winner_intervals": trained.to_json()["winner_intervals"],
+            "task": self.plan.task,
+            "winner": trained.winner.to_json(),
+            "winner_intervals": intervals_to_json(trained.intervals),
+            "winner_reused": trained.reused,
             "cells": [cell.to_json() for cell in self.cells],
             "quick": [layer.to_json() for layer in self.quick],
             "baseline": trained.baseline.to_json(),
             "metric": self.plan.metric,
             "folds": self.plan.folds,
             "repeats": self.plan.repeats,
-            "calibration": trained.calibration,
-            "seed": trained.seed,
-            "class_weight": trained.class_weight,
+            "calibration": options.calibration,
+            "seed": options.seed,
+            "class_weight": options.class_weight,
             "classes": list(trained.rows.classes),
             "rows": rows_to_json(trained.rows),
             "set": trained.provenance.set_name,

@@ -15,23 +15,20 @@ from numpy.typing import NDArray
 
 from .cells import CellPlan, search_cell
 from .data import read_dataset
-from .models import ModelSpec, model_spec
+from .models import ModelSpec
 from .rows import LabelledRows
 from .search import GridPoint
 from .settings import grid_points
 from .shared import divide
 from .steps import Steps
-from .sweep_kept import Kept, digest_of
+from .sweep_kept import Kept, digest_of, targets_inputs
 from .sweep_layers import Selection
 from .sweep_result import LayerScore, SweepCell, found_json
 from .transferability import logme
 
-__all__ = ["QUICK", "SweepProgress", "SweepSearch"]
+__all__ = ["SweepProgress", "SweepSearch"]
 
 log = logging.getLogger(__name__)
-
-QUICK = ("ridge", "nearest_mean")
-"""Models of the quick pass, which rank the layers before the costly ones run."""
 
 
 @dataclass(frozen=True)
@@ -87,40 +84,46 @@ class SweepSearch:
         self._set, self._rows, self._plan, self._kept, self._progress = feature_set, rows, plan, kept, progress
         self._selections, self._keep = selections, keep or len(selections)
         self._y = rows.y_train
+        self._cheap = rows.task.quick(len(self._y))
         self._divisions = divide(rows, plan)
         parts = (part.astype(np.int64) for folds in self._divisions for fold in folds for part in fold)
-        self._protocol = {"classes_sha256": digest_of(self._y), "folds_sha256": digest_of(*parts)}
+        self._targets = targets_inputs(rows.task, self._y)
+        self._protocol = {**self._targets, "folds_sha256": digest_of(*parts)}
         further = len(list(self._further()))
-        self._done, self._total = 0, len(selections) * len(QUICK) + min(self._keep, len(selections)) * further
+        self._done, self._total = 0, len(selections) * len(self._cheap) + min(self._keep, len(selections)) * further
+        self._layers: dict[str, _Layer] = {}
         self._quick: tuple[LayerScore, ...] = ()
 
     def run(self) -> tuple[tuple[LayerScore, ...], tuple[SweepCell, ...]]:
         """Give the quick pass and the leaderboard, each best first."""
-        layers: dict[str, _Layer] = {}
         scores: list[LayerScore] = []
         for selection in self._selections:
             layer, score = self._look_at(selection)
-            layers[layer.name] = layer
+            self._layers[layer.name] = layer
             scores.append(score)
         self._quick = self._ranked(scores)
         self._send(None, "", "", reused=False)
         asked = {spec.name for spec in self._plan.specs}
         cells = [cell for score in self._quick for model, cell in score.cells.items() if model in asked]
         for score in self._quick[: self._keep]:
-            cells += self._cells(layers[score.layers], self._further())
+            cells += self._cells(self._layers[score.layers], self._further())
         metric = self._plan.metric
         return self._quick, tuple(sorted(cells, key=lambda cell: cell.rank(metric)))
+
+    def inputs_of(self, cell: SweepCell) -> dict[str, Any]:
+        """Give all that decided a cell that was found."""
+        return self._inputs(self._layers[cell.layers], cell.spec, cell.steps)
 
     def _further(self) -> Iterator[tuple[ModelSpec, Steps]]:
         """Give what is searched after the quick pass: all but what that has found."""
         for steps, spec in product(self._plan.steps, self._plan.specs):
-            if spec.name not in QUICK or steps != self._plan.steps[0]:
+            if spec.name not in self._cheap or steps != self._plan.steps[0]:
                 yield spec, steps
 
     def _look_at(self, selection: Selection) -> tuple[_Layer, LayerScore]:
         """Do the quick pass of one selection; its features are let go of with the call."""
         layer, X = self._open(selection)
-        cheap = [(model_spec(name), self._plan.steps[0]) for name in QUICK]
+        cheap = [(self._rows.task.models[name], self._plan.steps[0]) for name in self._cheap]
         cells = {cell.model: cell for cell in self._cells(layer, cheap, X)}
         columns = tuple(column.name for column in layer.columns)
         return layer, LayerScore(columns, X.shape[1], self._logme(layer, X), cells, kept=True)
@@ -137,11 +140,10 @@ class SweepSearch:
 
     def _logme(self, layer: _Layer, X: NDArray[np.float32]) -> float:
         seed = self._plan.options.seed
-        classes = self._protocol["classes_sha256"]
-        inputs = {"what": "logme", "features_sha256": layer.digest, "classes_sha256": classes, "seed": seed}
+        inputs = {"what": "logme", "features_sha256": layer.digest, **self._targets, "seed": seed}
         found = self._kept.get(inputs)
         if found is None:
-            found = {"logme": logme(X, self._y, seed=seed)}
+            found = {"logme": logme(X, self._y, task=self._rows.task, seed=seed)}
             self._kept.put(inputs, found)
         return float(found["logme"])
 
@@ -211,4 +213,5 @@ def _cell(layer: _Layer, spec: ModelSpec, steps: Steps, found: dict[str, Any]) -
         grid=grid,
         seconds=found["seconds"],
         notes=tuple(found["notes"]),
+        task=spec.task,
     )

@@ -67,6 +67,9 @@ class Task(Protocol):
     def models(self) -> Mapping[str, ModelSpec]:
         """Its models by name, the simplest first: it wins ties."""
 
+    def quick(self, n: int) -> tuple[str, ...]:
+        """Give the models by which a sweep ranks layers before the costly ones run, cheap on n training rows."""
+
     @property
     def metrics(self) -> tuple[str, ...]:
         """What a model may be chosen by, the default first."""
@@ -107,6 +110,12 @@ class Task(Protocol):
 
     def strata(self, y: NDArray[Any]) -> NDArray[np.int64]:
         """Give a number to each row, (n,): a part of the rows keeps some of each number."""
+
+    def responses(self, y: NDArray[Any]) -> NDArray[np.float64]:
+        """Give what least squares are fitted to, (n, k), free of the unit of the targets."""
+
+    def extent(self, y: NDArray[Any], names: Sequence[str]) -> str:
+        """Say in short what there is to learn."""
 
     def is_learnable(self, y: NDArray[Any]) -> bool:
         """Say whether models can be fitted to targets that fewer rows have."""

@@ -1,20 +1,24 @@
 """How well features suit a labelling, told without training a model: LogME.
 
 LogME (You, Liu, Wang and Long, "LogME: Practical Assessment of Pre-trained Models for Transfer Learning", ICML 2021)
-is the largest evidence of a Bayesian linear regression of each class's indicator on the features, a row and class: the
-log likelihood with the weights integrated out, maximised over their precision and that of the noise. It grows with what
-the features explain, and falls with the directions that they need for it.
+is the largest evidence of a Bayesian linear regression of each target on the features, a row and target: the log
+likelihood with the weights integrated out, maximised over their precision and that of the noise. It grows with what the
+features explain, and falls with the directions that they need for it. Targets are the indicators of the classes, or of
+the labels, or the standardised numbers of a regression.
 
-Features are standardised and indicators centred, with a row less to learn from: that integrates out an intercept, which
+Features are standardised and targets centred, with a row less to learn from: that integrates out an intercept, which
 the paper's regression lacks.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .tasks import Task
 
 __all__ = ["logme"]
 
@@ -31,8 +35,8 @@ _LEAST, _HUGE, _TINY = 1e-12, 1e100, 1e-200
 error send it to 0, and features that tell nothing of it to infinity."""
 
 
-def logme(X: NDArray[np.float32], y: NDArray[np.int64], *, seed: int = 0) -> float:
-    """Give the log maximum evidence of features for a labelling, a row and class: larger is better.
+def logme(X: NDArray[np.float32], y: NDArray[Any], *, task: Task, seed: int = 0) -> float:
+    """Give the log maximum evidence of features for a labelling, a row and target: larger is better.
 
     Time and memory are those of the eigenvectors of a matrix of min(n, D, 2,000) rows and columns, on one core: 2 s at
     most.
@@ -41,10 +45,13 @@ def logme(X: NDArray[np.float32], y: NDArray[np.int64], *, seed: int = 0) -> flo
     ----------
     X : (n, D) float32
         Raw features of training rows.
-    y : (n,) int
-        Their classes, 0 to k - 1.
+    y : (n,) or (n, L)
+        Their targets; see ``tasks.Targets``.
+    task
+        What is learned.
     seed
-        Of the rows looked at, where there are more than 2,000: the same part of every class.
+        Of the rows looked at, where there are more than 2,000: the same part of every class, or of what else the task
+        divides rows by.
 
     Returns
     -------
@@ -53,9 +60,9 @@ def logme(X: NDArray[np.float32], y: NDArray[np.int64], *, seed: int = 0) -> flo
     """
     from threadpoolctl import threadpool_limits
 
-    rows = _some_rows(y, seed)
-    targets = (y[rows, None] == np.arange(int(y.max()) + 1)).astype(np.float64)
-    targets -= targets.mean(axis=0)  # (m, k)
+    rows = _with_variety(_some_rows(task.strata(y), seed), y)
+    targets = task.responses(y[rows])
+    targets = targets - targets.mean(axis=0)  # (m, k)
     with threadpool_limits(1):  # several threads wait for each other by spinning: 3 s for 0.1 s beside a busy process
         spectrum = _project(_standardised(X[rows]), targets)
     return float(np.mean(_evidence(spectrum, len(rows) - 1)) / (len(rows) - 1))
@@ -72,8 +79,16 @@ class _Spectrum(NamedTuple):
     """(k,), what of the squared length of each target no weights can reach"""
 
 
+def _with_variety(rows: NDArray[np.intp], y: NDArray[Any]) -> NDArray[np.intp]:
+    """Add a row for each column of the targets that is the same in all of these: its evidence would have no bound."""
+    columns = y.reshape(len(y), -1)
+    first = columns[rows[0]]
+    same = np.flatnonzero((columns[rows] == first).all(axis=0))
+    return np.union1d(rows, (columns[:, same] != first[same]).argmax(axis=0))
+
+
 def _some_rows(y: NDArray[np.int64], seed: int) -> NDArray[np.intp]:
-    """Give all rows, or the same part of every class, at least one of each, in their order."""
+    """Give all rows, or the same part of every class or stratum, at least one of each, in their order."""
     if len(y) <= MOST_ROWS:
         return np.arange(len(y))
     rng = np.random.default_rng(seed)

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 Icecore = Callable[..., Any]
 MODELS = "train.models=['logistic_regression','ridge','knn']"
@@ -139,11 +141,53 @@ def wait_until(there: Callable[[], bool], process: subprocess.Popen[bytes]) -> N
         time.sleep(0.005)
 
 
-def test_a_sweep_is_of_classes(icecore: Icecore, trained: Any) -> None:
-    (trained.folder / "ages.csv").write_text("path,age\n", "utf-8")
-    trained.set('[labels]\ncsv = "ages.csv"\ncolumns = ["age"]\n')
-    text = trained.config.read_text("utf-8").replace('models = ["logistic_regression"]', 'task = "regression"')
-    trained.config.write_text(text, "utf-8")
-    refused = icecore("sweep", trained.config)
-    assert refused.code == 4
-    assert "train.task: a sweep is of classes, found 'regression'; use icecore train" in refused.told
+@pytest.fixture
+def labelled(trained: Any) -> Any:
+    """Images with a CSV of their mean brightness, and whether they are red, or bright for their kind."""
+    lines = ["path,brightness,red,bright,split"]
+    for path in sorted(trained.photos.rglob("*.png")):
+        image, brightness = path.relative_to(trained.photos).as_posix(), float(np.asarray(Image.open(path)).mean())
+        lines.append(f"{image},{brightness:.4f},{'/red/' in image:d},{int(path.stem) % 2},{image.split('/')[0]}")
+    (trained.folder / "labels.csv").write_text("\n".join(lines), "utf-8")
+    text = trained.config.read_text("utf-8").replace('models = ["logistic_regression"]', 'models = ["ridge", "knn"]')
+    trained.config.write_text(text + '\n[labels]\ncsv = "labels.csv"\n', "utf-8")
+    return trained
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "metric", "quick", "headline"),
+    [
+        ("regression", "['brightness']", "rmse", "ridge knn LogME", "held-out RMSE "),
+        ("multilabel", "['red', 'bright']", "macro_f1", "ridge nearest_mean LogME", "held-out macro F1 "),
+    ],
+)
+def test_numbers_and_labels_are_swept_told_and_predicted(
+    icecore: Icecore, labelled: Any, task: str, columns: str, metric: str, quick: str, headline: str
+) -> None:
+    words = ["sweep", labelled.config, "--set", f"train.task={task}", "--set", f"labels.columns={columns}"]
+    words += ["--set", "train.name=swept"]
+    told = icecore(*words)
+    assert told.code == 0, told.told
+    header, _, first, second = told.text.splitlines()[:4]
+    assert header.split() == ["layers", "model", "setting", "cv", metric, "+-", "seconds"]
+    means = [float(line.split()[3]) for line in (first, second)]
+    assert means == sorted(means, reverse=metric != "rmse")
+    (ranked,) = [line for line in told.told.splitlines() if line.startswith("quick pass")]
+    assert ranked.split()[3:] == quick.split()
+    assert headline in told.text
+    facts = icecore(*words, "--json").outcome
+    assert (facts["task"], facts["metric"], facts["winner_reused"]) == (task, metric, True)
+    (bundle,) = facts["bundles"]
+    assert f"bundle {bundle}" in told.text.splitlines()
+    assert icecore("predict", bundle, labelled.photos / "val").code == 0
+
+
+def test_a_second_run_says_that_nothing_was_fitted(icecore: Icecore, trained: Any) -> None:
+    first, second = (icecore("sweep", trained.config, "--set", MODELS, "--set", "train.name=twice") for _ in range(2))
+    said = "nothing has changed since an earlier sweep made this bundle: no model was fitted"
+    assert said not in first.text
+    assert said in second.text.splitlines()
+    assert len(list((trained.store / "models" / "twice").iterdir())) == 1
+    assert {line for line in first.text.splitlines() if line.startswith(("bundle", "held-out"))} <= set(
+        second.text.splitlines()
+    )

@@ -35,6 +35,7 @@ def test_the_offer_is_this() -> None:
         "SweepCell",
         "SweepProgress",
         "SweepResult",
+        "SweepWinner",
         "TASKS",
         "TrainError",
         "TrainResult",

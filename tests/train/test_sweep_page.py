@@ -104,4 +104,4 @@ def test_the_page_is_written_beside_the_tables(swept: SweepResult, tmp_path: Pat
 def test_scores_are_those_of_the_winner_alone(swept: SweepResult, text: str) -> None:
     accuracy = swept.trained.winner.evaluation.accuracy
     assert f"<b>{100 * accuracy:.1f} %</b>" in text
-    assert text.count("Held-out accuracy") == 1
+    assert text.count("Accuracy of the winner, held out") == 1

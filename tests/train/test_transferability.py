@@ -6,10 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from icecore.train.transferability import MOST_ROWS, logme
+from icecore.train import task_of
+from icecore.train.transferability import MOST_ROWS
+from icecore.train.transferability import logme as logme_of
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
+
+
+def logme(X: NDArray[np.float32], y: NDArray[Any], *, task: str = "classification", seed: int = 0) -> float:
+    return logme_of(X, y, task=task_of(task), seed=seed)
 
 
 def clouds(
@@ -26,7 +32,16 @@ def without_mean(X: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], list[N
     n = len(X)
     basis = np.linalg.qr(np.column_stack([np.ones(n), np.eye(n)[:, 1:]]))[0][:, 1:].T  # (n - 1, n)
     Z = (X.astype(np.float64) - X.mean(0, dtype=np.float64)) / X.std(0, dtype=np.float64)
-    return basis @ Z, [basis @ (y == label).astype(np.float64) for label in np.unique(y)]
+    return basis @ Z, [basis @ target for target in targets_of(y)]
+
+
+def targets_of(y: NDArray[Any]) -> list[NDArray[np.float64]]:
+    """Indicators of classes or labels, or standardised numbers."""
+    if y.ndim == 2:
+        return list(y.T.astype(np.float64))
+    if y.dtype == np.float64:
+        return [(y - y.mean()) / y.std()]
+    return [(y == label).astype(np.float64) for label in np.unique(y)]
 
 
 def by_fixed_point(X: NDArray[Any], t: NDArray[Any]) -> float:
@@ -126,3 +141,71 @@ def test_rows_are_not_written_to() -> None:
     X, y = clouds(50, 60, 2, signal=0.5)
     X.setflags(write=False)
     assert np.isfinite(logme(X, y))
+
+
+def numbers(n: int, width: int, *, noise: float, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, width)).astype(np.float32) * rng.uniform(0.1, 5, width).astype(np.float32) + 3
+    return X, 40 + 12 * (X[:, :3] @ (1.0, -0.5, 0.2) + noise * rng.normal(size=n))
+
+
+def tags(X: NDArray[np.float32], seed: int = 0) -> NDArray[np.int64]:
+    """Three labels, one common and one rare."""
+    noise = np.random.default_rng(seed).normal(size=(len(X), 3))
+    scores = (X[:, :3] - X[:, :3].mean(0)) / X[:, :3].std(0) + 0.4 * noise
+    return (scores > (-0.5, 0.4, 1.2)).astype(np.int64)
+
+
+@pytest.mark.parametrize(("n", "width"), [(60, 8), (40, 30), (200, 20)])
+def test_of_numbers_it_is_the_papers_evidence_of_the_standardised_numbers(n: int, width: int) -> None:
+    X, y = numbers(n, width, noise=2.0)
+    Z, (target,) = without_mean(X, y)
+    assert logme(X, y, task="regression") == pytest.approx(by_fixed_point(Z, target) / (n - 1), rel=1e-5)
+
+
+@pytest.mark.parametrize(("n", "width"), [(30, 6), (24, 40)])
+def test_of_numbers_no_other_precisions_have_more_evidence(n: int, width: int) -> None:
+    X, y = numbers(n, width, noise=2.0)
+    Z, (target,) = without_mean(X, y)
+    assert logme(X, y, task="regression") == pytest.approx(by_search(Z, target) / (n - 1), abs=2e-4)
+
+
+def test_the_unit_and_origin_of_numbers_do_not_count_and_noise_does() -> None:
+    X, y = numbers(150, 10, noise=1.0)
+    expected = pytest.approx(logme(X, y, task="regression"), rel=1e-9)
+    assert logme(X, -1e-4 * y, task="regression") == expected
+    assert logme(X, 1e3 * y + 77, task="regression") == expected
+    scores = [logme(*numbers(150, 10, noise=noise), task="regression") for noise in (8.0, 3.0, 1.0, 0.3)]
+    assert scores == sorted(scores)
+
+
+def test_of_labels_it_is_the_mean_over_labels() -> None:
+    X, _ = numbers(80, 12, noise=1.0)
+    y = tags(X)
+    Z, targets = without_mean(X, y)
+    found = logme(X, y, task="multilabel")
+    assert found == pytest.approx(np.mean([by_fixed_point(Z, target) for target in targets]) / 79, rel=1e-5)
+    assert found == pytest.approx(np.mean([logme(X, np.ascontiguousarray(one)) for one in y.T]), rel=1e-9)
+
+
+@pytest.mark.parametrize("task", ["regression", "multilabel"])
+def test_a_part_of_many_rows_tells_of_numbers_and_labels_too(task: str) -> None:
+    X, y = numbers(2 * MOST_ROWS, 10, noise=2.0)
+    targets = y if task == "regression" else tags(X)
+    few = slice(MOST_ROWS)
+    found = logme(X, targets, task=task)
+    assert found == logme(X, targets, task=task)
+    assert found == pytest.approx(logme(X[few], targets[few], task=task), abs=0.05)
+
+
+@pytest.mark.parametrize("task", ["regression", "multilabel"])
+def test_targets_that_hardly_ever_differ_have_a_bounded_evidence(task: str) -> None:
+    """No row of the part that is looked at differs by itself."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(20 * MOST_ROWS, 4)).astype(np.float32)
+    odd = np.zeros(len(X), dtype=np.int64)
+    odd[12_345] = 1
+    common = rng.integers(0, 2, len(X))
+    y = odd.astype(np.float64) if task == "regression" else np.column_stack([odd * common[12_345], common])
+    assert y[12_345].any()
+    assert np.isfinite(logme(X, y, task=task))
