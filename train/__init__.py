@@ -9,7 +9,6 @@ Examples
 """
 
 from .bundle import Bundle, load_bundle
-from .cells import Progress
 from .data import Dataset, load_dataset
 from .errors import (
     BundleError,
@@ -30,6 +29,7 @@ from .labels import CsvLabels, FolderLabels, Labels, labels_from_csv, labels_fro
 from .metrics import METRICS, Evaluation
 from .models import MODELS
 from .probe import Probe, probe_features
+from .progress import Progress
 from .result import Cell, TrainResult
 from .rows import LabelledRows
 from .splits import GivenSplit, HashSplit, split_rows

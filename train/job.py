@@ -16,16 +16,18 @@ from icecore.store import FeatureStore
 from .bundle_write import new_bundle_id, sweep_strays, write_bundle
 from .calibration_curves import CurveMethod
 from .card import make_card
-from .cells import CellPlan, Progress, Run, Trained, train_cells
+from .cells import Trained
 from .errors import ReportError, TrainError
 from .grid_search import Halving
 from .labels import LabelSource
 from .metrics import Metric
 from .models import ClassWeight
-from .plan import check_name, make_plan
+from .plan import CellPlan, check_name, make_plan
+from .progress import Progress
 from .resampling import Comparison, Interval, gaps_between, intervals_of
 from .result import RunnerUp, TrainResult
 from .rows import LabelledRows
+from .run import Run, train_cells
 from .settings import Grid
 from .splits import SplitRule
 from .steps import STANDARD, Steps

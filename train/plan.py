@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from .calibration_curves import CurveMethod
-from .cells import CellPlan
 from .errors import TrainError, UnknownModelError
 from .grid_search import Halving
 from .metrics import Metric
@@ -16,7 +16,37 @@ from .settings import Grid, check_grid
 from .steps import Steps
 from .tasks import Task, TaskName, task_of
 
-__all__ = ["check_name", "make_plan"]
+__all__ = ["CellPlan", "check_name", "make_plan"]
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """How cells are trained."""
+
+    specs: tuple[ModelSpec, ...]
+    """the models"""
+    steps: tuple[Steps, ...]
+    """the preprocessing tried before each; ``options`` has none of its own"""
+    grids: Mapping[str, Grid]
+    """grids to use instead of a model's own, by name"""
+    folds: int
+    """folds of the cross-validation"""
+    repeats: int
+    """divisions into folds that each score is the mean of"""
+    outer_folds: int
+    """folds of the nested cross-validation; 0 for none"""
+    halving: Halving
+    """whether settings that are behind are dropped before the last fold"""
+    metric: Metric
+    """what to choose by"""
+    task: TaskName
+    """what to learn"""
+    options: BuildOptions
+    """seed and class weight"""
+    memory: int | None = None
+    """bytes that training may add to the process; None for no limit"""
+    scratch: Path = Path()
+    """folder for temporary files, where there is a limit"""
 
 
 def make_plan(

@@ -24,6 +24,9 @@ from .tasks import Task
 
 __all__ = ["Cell", "Predictions", "RunnerUp", "TrainResult", "intervals_to_json", "rows_to_json"]
 
+LEVEL = 0.05
+"""Level at which two models are told apart."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -110,8 +113,9 @@ class RunnerUp:
 
     def verdict(self) -> str:
         """Say in words what the held-out scores tell."""
-        gap = self.comparison.gaps[self.headline]
-        if gap is None or gap.interval[0] <= 0 <= gap.interval[1]:
+        gap, p_value = self.comparison.gaps[self.headline], self.comparison.p_value
+        is_chance = p_value is not None and p_value > LEVEL  # few rows differ: the bootstrap alone is too sure of them
+        if gap is None or is_chance or gap.interval[0] <= 0 <= gap.interval[1]:
             return "these rows cannot tell them apart"
         return f"the winner is {'better' if gap.difference * sign_of(self.headline) > 0 else 'worse'} beyond chance"
 

@@ -17,7 +17,7 @@ from .splits import SplitRule
 from .tasks import Targets, TaskName, task_of
 
 if TYPE_CHECKING:
-    from .cells import CellPlan
+    from .plan import CellPlan
     from .selection import Selection
 
 __all__ = ["divide", "each_layer", "notes_on_copies", "notes_on_rows", "rank_key", "share_rows"]

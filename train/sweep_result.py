@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .cells import CellPlan
 from .metrics import Metric, rank_of
 from .models import ModelSpec
+from .plan import CellPlan
 from .result import intervals_to_json, rows_to_json
 from .search import GridPoint, Search
 from .settings import params_of

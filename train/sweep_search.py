@@ -13,9 +13,10 @@ import numpy as np
 from icecore.store import Column, FeatureSet
 from numpy.typing import NDArray
 
-from .cells import CellPlan, search_cell
+from .cells import search_cell
 from .data import read_dataset
 from .models import ModelSpec
+from .plan import CellPlan
 from .rows import LabelledRows
 from .search import GridPoint
 from .settings import grid_points

@@ -15,11 +15,12 @@ from icecore.store import FeatureSet
 from .bundle import load_bundle, read_card
 from .bundle_format import seal
 from .card import library_versions
-from .cells import CellPlan, Run, train_rows
 from .data import Dataset, Provenance
+from .plan import CellPlan
 from .resampling import Interval
 from .result import Cell, Predictions, TrainResult, rows_to_json
 from .rows import LabelledRows
+from .run import Run, train_rows
 from .shared import notes_on_rows
 from .sweep_kept import digest_of
 
