@@ -64,11 +64,18 @@ def test_what_a_room_offers_is_in_all_and_is_there(room: str) -> None:
         assert getattr(module, name).__doc__ or not callable(getattr(module, name)), f"icecore.{room}.{name}"
 
 
-def test_the_map_of_the_ground_floor_names_each_file_once() -> None:
+@pytest.mark.parametrize(
+    ("room", "title", "end"),
+    [
+        ("store", "## The ground floor", "\n\nA row that is written"),
+        ("train", "## The training room", "\n\nA cell goes"),
+    ],
+)
+def test_the_map_of_a_large_room_names_each_file_once(room: str, title: str, end: str) -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    table = text.partition("## The ground floor")[2].partition("\n\nA row that is written")[0].partition("|---|---|")[2]
+    table = text.partition(title)[2].partition(end)[0].partition("|---|---|")[2]
     named = [name for name in re.findall(r"`(\w+)`", table) if name != "FORMAT"]
-    there = [path.stem for path in (ROOT / "store").glob("*.py") if path.stem != "__init__"]
+    there = [path.stem for path in (ROOT / room).glob("*.py") if path.stem != "__init__"]
     assert sorted(named) == sorted(there)
 
 
