@@ -126,6 +126,7 @@ def test_on_a_terminal_one_line_shows_images_rate_and_failures(photos: Any) -> N
     assert b"7 forwarded" in out
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_a_heartbeat_that_grows_old(
     project: Any, noisy: Callable[..., Image.Image], encoded: Callable[..., bytes]
 ) -> None:

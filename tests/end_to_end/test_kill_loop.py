@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kill_loop.py"
 
 
+@pytest.mark.slow
 def test_a_few_kills_lose_nothing() -> None:
     done = subprocess.run(
         [sys.executable, SCRIPT, "--kills", "5", "--seed", "3", "--json", "--check"], capture_output=True, text=True

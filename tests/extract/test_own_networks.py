@@ -134,6 +134,7 @@ def test_what_does_not_change_values_leaves_the_contract_as_it_was(load: Load) -
     assert load().weights_sha256 == load().weights_sha256 == same.weights_sha256
 
 
+@pytest.mark.slow
 def test_code_hashes_alike_in_another_process(own: Callable[..., str], tmp_path: Path) -> None:
     name = own(change="x = self.relu(x); x = torch.einsum('nchw->nchw', x).to(torch.float32)[..., 1:]")
     code = (

@@ -28,6 +28,7 @@ def check(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
+@pytest.mark.slow
 def test_the_installed_pair_is_fine_and_silent() -> None:
     done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

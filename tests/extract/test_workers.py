@@ -34,6 +34,7 @@ TWO = ("cpu", "cpu")
 SMALL = Preprocess(resize=32, crop=32)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_rows_of_one_device(
     extract: Extract,
     matrix: Matrix,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from icecore.store import Column, FeatureStore, LayerNotFoundError, Pooling
 from icecore.train import CsvLabels, Dataset, DatasetError, FolderLabels, HashSplit, LabelError, load_dataset
-from icecore.train.data import _check_finite
+from icecore.train.data import check_finite
 from icecore.train.rows import label_rows
 
 
@@ -144,4 +144,4 @@ def test_features_that_are_not_finite_are_refused_with_image_and_layer() -> None
     X = np.zeros((4, 5), np.float32)
     X[2, 2] = np.inf
     with pytest.raises(DatasetError, match="image 'z', layer b:max: a feature is inf"):
-        _check_finite(X, ["x", "y", "z", "w"], columns)
+        check_finite(X, ["x", "y", "z", "w"], columns)
