@@ -219,6 +219,12 @@ class Labels(_Section):
     columns: tuple[str, ...] = Field(("label",), strict=False, min_length=1)
     """columns of the file that hold labels: one of classes or of numbers, or several that say yes or no"""
 
+    @model_validator(mode="after")
+    def _columns_of_a_file(self) -> Self:
+        if self.csv is None and "columns" in self.model_fields_set:
+            raise ValueError("columns are those of a file; name it (csv), or leave columns out")
+        return self
+
 
 class Split(_Section):
     """Which images are held out."""
@@ -272,7 +278,8 @@ class Train(_Section):
     outer_folds: OuterFolds = 0
     """folds of a nested cross-validation of the whole search, an unbiased score at that many times the time; 0: none"""
     halving: Literal["auto", "always", "never"] = "auto"
-    """drop settings that are behind on the first folds; auto: in grids of more than 24"""
+    """drop settings that are behind on the first folds (never by log_loss or with calibration curves); auto: in grids
+    of more than 24"""
     calibration: Literal["auto", "sigmoid", "isotonic"] = "auto"
     """curves from scores to probabilities; auto: one temperature for models that have none, others keep their own"""
     class_weight: Literal["none", "balanced"] = "none"

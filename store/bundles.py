@@ -17,7 +17,7 @@ from .errors import FormatError
 __all__ = ["BundleCard", "card_paths", "read_card"]
 
 CARD = "card.json"
-_FORMAT = ("icecore.bundle", 1)
+_FORMAT, _VERSIONS = "icecore.bundle", (1, 2)
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,11 @@ def read_card(path: Path) -> BundleCard:
 
 
 def _card(path: Path, card: dict[str, Any]) -> BundleCard:
-    if (card.get("format"), card.get("format_version")) != _FORMAT:
+    if card.get("format") != _FORMAT or card.get("format_version") not in _VERSIONS:
         found = f"{card.get('format')!r} {card.get('format_version')!r}"
-        raise FormatError(f"{path}: its format is {found}, this release reads {_FORMAT[0]!r} {_FORMAT[1]}")
+        raise FormatError(
+            f"{path}: its format is {found}, this release reads {_FORMAT!r} {_VERSIONS[0]} to {_VERSIONS[-1]}"
+        )
     body = {key: value for key, value in card.items() if key != "card_sha256"}
     if hashlib.sha256(canonical_json(body)).hexdigest() != card.get("card_sha256"):
         raise FormatError(f"{path}: altered since it was written (its checksum does not fit)")

@@ -19,6 +19,7 @@ from .models import BuildOptions, ModelSpec
 from .out_of_fold import OutOfFold
 from .settings import params_of
 from .solving import folds_in_threads
+from .target_unit import target_unit
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -35,7 +36,7 @@ TREE_COLUMNS, NODE_COLUMNS = 256, 32
 def score_folds(
     spec: ModelSpec,
     X: Floats,
-    y: NDArray[np.int64],
+    y: NDArray[Any],
     *,
     values: Sequence[Any],
     folds: Sequence[Fold],
@@ -48,7 +49,9 @@ def score_folds(
     from joblib import Parallel, delayed
 
     objective, inputs = objective_of(spec.build(options), y), inputs_of(X, options)
-    scores = np.empty((len(values), len(y), objective.get("num_class", 1)), dtype=np.float32)
+    is_number = y.dtype.kind == "f"
+    shape = (len(values), len(y), objective.get("num_class", 1))
+    scores = np.empty(shape, dtype=np.float64 if is_number else np.float32)
     points = [params_of(spec, value) for value in values]
     order = sorted(range(len(points)), key=lambda i: (trees_of(points[i]), points[i][ROUNDS]))
 
@@ -58,7 +61,9 @@ def score_folds(
         weights = row_weights(y[train], options)
         rows, held_out = inputs.fold(train, test)
         model = spec.build(options)
-        matrix = xgboost.QuantileDMatrix(rows, y[train], weight=weights, max_bin=model.max_bin, nthread=1)
+        unit = target_unit(y[train]) if is_number else None
+        learned = y[train] if unit is None else unit.standardise(y[train])
+        matrix = xgboost.QuantileDMatrix(rows, learned, weight=weights, max_bin=model.max_bin, nthread=1)
         for _, run in groupby(order, key=lambda i: trees_of(points[i])):
             which = list(run)  # the last has the most rounds
             model.set_params(**estimator_params(points[which[-1]], rows.shape[1]))
@@ -66,7 +71,8 @@ def score_folds(
             for i in which:
                 rounds = (0, int(points[i][ROUNDS]))
                 found = booster.inplace_predict(held_out, iteration_range=rounds, predict_type="margin")
-                scores[i, test] = found.reshape(len(test), -1)
+                found = found.reshape(len(test), -1)
+                scores[i, test] = found if unit is None else unit.restore(found)
 
     with folds_in_threads():
         Parallel()(delayed(search_fold)(*fold) for fold in folds)

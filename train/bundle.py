@@ -35,6 +35,7 @@ from .bundle_format import (
 from .calibration_curves import Curves, scores_of
 from .errors import BundleError, FeatureMismatchError
 from .label_models import LabelModels
+from .machine_check import check_machines
 from .tasks import TASKS, TaskName, task_of
 
 __all__ = ["Bundle", "load_bundle", "read_card"]
@@ -207,9 +208,9 @@ def read_card(path: Path) -> dict[str, Any]:
         raise BundleError(f"{file}: not JSON ({exc})") from exc
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise BundleError(f"{file}: not the card of an icecore bundle")
-    if card.get("format_version") != FORMAT_VERSION:
+    if card.get("format_version") not in range(1, FORMAT_VERSION + 1):
         raise BundleError(
-            f"{file}: bundle format {card.get('format_version')!r}; this release reads {FORMAT_VERSION}. "
+            f"{file}: bundle format {card.get('format_version')!r}; this release reads 1 to {FORMAT_VERSION}. "
             "Upgrade icecore, or train the model again"
         )
     body = {key: value for key, value in card.items() if key != "card_sha256"}
@@ -251,6 +252,7 @@ def _check_fit(bundle: Bundle) -> None:
             "Upgrade icecore, or train the model again"
         )
     try:
+        check_machines(bundle.model)
         shape = bundle.outputs(np.zeros((1, bundle.width))).shape
     except Exception as exc:  # a model put together by hand may fail in any way
         raise BundleError(

@@ -11,6 +11,7 @@ from typing import Any
 __all__ = [
     "CARD",
     "CURVES",
+    "FIRST_TASK",
     "FORMAT",
     "FORMAT_VERSION",
     "SKOPS_MODEL",
@@ -23,8 +24,11 @@ __all__ = [
 
 FORMAT = "icecore.bundle"
 """What ``card.json`` says it is."""
-FORMAT_VERSION = 1
-"""Version of the bundle's layout; a reader refuses versions that it does not know."""
+FORMAT_VERSION = 2
+"""Version of the bundle's layout; a reader refuses versions that it does not know. Version 2 may hold calibration
+curves, which a reader of version 1 would pass over, and may be of labels or numbers."""
+FIRST_TASK = "classification"
+"""The task of version 1."""
 CARD = "card.json"
 STEPS, SKOPS_MODEL, XGBOOST_MODEL = "steps.skops", "model.skops", "model.json"
 """Files of a bundle: preprocessing, and one of two kinds of model."""

@@ -18,6 +18,7 @@ from . import serial
 from .bundle_format import (
     CARD,
     CURVES,
+    FIRST_TASK,
     FORMAT,
     FORMAT_VERSION,
     SKOPS_MODEL,
@@ -35,6 +36,8 @@ __all__ = ["new_bundle_id", "sweep_strays", "write_bundle"]
 
 STRAY_SECONDS = 24 * 3600
 """Age at which an unfinished bundle is taken for abandoned."""
+SCRATCH, SCRATCH_SECONDS = ".scratch", 14 * 24 * 3600
+"""Ending of the folder of a run that trains out of core, and the age at which that is: it may be at work for days."""
 
 
 def new_bundle_id(now: datetime | None = None) -> str:
@@ -43,11 +46,12 @@ def new_bundle_id(now: datetime | None = None) -> str:
 
 
 def sweep_strays(folder: Path) -> None:
-    """Remove what killed runs left behind; a live one writes a bundle in seconds."""
-    for stray in folder.glob(".*.tmp"):
-        with suppress(FileNotFoundError):  # another run has finished it, or swept it, since it was listed
-            if time.time() - stray.stat().st_mtime > STRAY_SECONDS:
-                shutil.rmtree(stray)
+    """Remove what killed runs left behind; a live one writes a bundle in seconds, or keeps scratch for days."""
+    for ending, age in ((".tmp", STRAY_SECONDS), (SCRATCH, SCRATCH_SECONDS)):
+        for stray in folder.glob(f".*{ending}"):
+            with suppress(FileNotFoundError):  # another run has finished it, or swept it, since it was listed
+                if time.time() - stray.stat().st_mtime > age:
+                    shutil.rmtree(stray)
 
 
 def write_bundle(
@@ -91,13 +95,18 @@ def write_bundle(
         if curves is not None:
             serial.save_skops(curves, temporary / CURVES)
         files = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
-        body = {"format": FORMAT, "format_version": FORMAT_VERSION, "id": final.name, **card, "files": files}
+        body = {"format": FORMAT, "format_version": _version(card, curves), "id": final.name, **card, "files": files}
         sealed = {**body, "card_sha256": seal(body)}
         (temporary / CARD).write_text(json.dumps(sealed, indent=1, allow_nan=False) + "\n", encoding="ascii")
         publish_folder(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _version(card: Mapping[str, Any], curves: Curves | None) -> int:
+    """Give the oldest version that says all that is in the bundle, so that readers that know no more still read it."""
+    return FORMAT_VERSION if curves is not None or card.get("task", FIRST_TASK) != FIRST_TASK else 1
 
 
 def _write_files(folder: Path, steps: Any, model: Any, extra: Mapping[str, bytes]) -> None:
@@ -114,4 +123,4 @@ def _write_files(folder: Path, steps: Any, model: Any, extra: Mapping[str, bytes
 
 
 def _is_xgboost(model: Any) -> bool:
-    return type(model).__module__.split(".")[0] == "xgboost"
+    return any(kind.__module__.split(".")[0] == "xgboost" for kind in type(model).__mro__)

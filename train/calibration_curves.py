@@ -73,7 +73,12 @@ class Curves:
 
 
 def fit_curves(
-    method: CurveMethod, scores: NDArray[np.floating[Any]], y: NDArray[np.int64], *, are_logits: bool
+    method: CurveMethod,
+    scores: NDArray[np.floating[Any]],
+    y: NDArray[np.int64],
+    *,
+    are_logits: bool,
+    weights: Floats | None = None,
 ) -> Curves:
     """Fit a curve to each class.
 
@@ -88,11 +93,17 @@ def fit_curves(
         Classes, 0 to k - 1.
     are_logits
         Whether the scores are logits of the model's own probabilities.
+    weights : (n,) float
+        How much each row counts; all alike by default. A model of weighted classes needs them, else the curves would
+        put its calls back to the shares of the rows.
     """
+    counts = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
     absolute = _absolute(scores, are_logits)
     classes = [1] if absolute.shape[1] == 1 else range(absolute.shape[1])
     fit = _fit_sigmoid if method == "sigmoid" else _fit_isotonic
-    return Curves([fit(column, y == label) for column, label in zip(absolute.T, classes, strict=True)], are_logits)
+    return Curves(
+        [fit(column, y == label, counts) for column, label in zip(absolute.T, classes, strict=True)], are_logits
+    )
 
 
 def scores_of(model: Any, A: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
@@ -110,24 +121,25 @@ def _absolute(scores: NDArray[np.floating[Any]], are_logits: bool) -> Floats:
     return log_softmax(absolute) if are_logits and absolute.shape[1] > 1 else absolute
 
 
-def _fit_sigmoid(scores: Floats, is_class: NDArray[np.bool_]) -> SigmoidCurve:
+def _fit_sigmoid(scores: Floats, is_class: NDArray[np.bool_], weights: Floats) -> SigmoidCurve:
     """Minimise the log loss against Platt's targets, by Newton steps on standardised scores."""
-    positive, n = int(is_class.sum()), len(is_class)
+    positive, n = float(weights[is_class].sum()), float(weights.sum())
     targets = np.where(is_class, (positive + 1) / (positive + 2), 1 / (n - positive + 2))
+    share = weights / n
     middle, spread = scores.mean(), scores.std() or 1.0
-    design = np.column_stack(((scores - middle) / spread, np.ones(n)))
+    design = np.column_stack(((scores - middle) / spread, np.ones(len(scores))))
     theta = np.array([0.0, np.log((positive + 1) / (n - positive + 1))])
 
     def loss(theta: Floats) -> float:
         logits = design @ theta
-        return float(np.mean(np.logaddexp(0, logits) - targets * logits))
+        return float(share @ (np.logaddexp(0, logits) - targets * logits))
 
     for _ in range(STEPS):
         p = SigmoidCurve(1.0, 0.0)(design @ theta)
-        gradient = design.T @ (p - targets) / n
+        gradient = design.T @ (share * (p - targets))
         if np.abs(gradient).max() < FLAT:
             break
-        hessian = (design * (p * (1 - p))[:, None]).T @ design / n + 1e-12 * np.eye(2)
+        hessian = (design * (share * p * (1 - p))[:, None]).T @ design + 1e-12 * np.eye(2)
         step, size = np.linalg.solve(hessian, gradient), 1.0
         while size > 1e-10 and loss(theta - size * step) > loss(theta):
             size /= 2
@@ -136,8 +148,8 @@ def _fit_sigmoid(scores: Floats, is_class: NDArray[np.bool_]) -> SigmoidCurve:
     return SigmoidCurve(float(slope), float(theta[1] - slope * middle))
 
 
-def _fit_isotonic(scores: Floats, is_class: NDArray[np.bool_]) -> StepCurve:
+def _fit_isotonic(scores: Floats, is_class: NDArray[np.bool_], weights: Floats) -> StepCurve:
     from sklearn.isotonic import IsotonicRegression
 
-    found = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores, is_class.astype(np.float64))
+    found = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores, is_class.astype(np.float64), weights)
     return StepCurve(np.asarray(found.X_thresholds_), np.asarray(found.y_thresholds_))

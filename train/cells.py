@@ -14,6 +14,7 @@ from icecore.store import Column
 from icecore.store.durable import make_folder
 from numpy.typing import NDArray
 
+from .bundle_write import SCRATCH
 from .data import Dataset
 from .folds import Fold
 from .models import ModelSpec
@@ -85,7 +86,7 @@ def train_out_of_core(selection: Selection, spec: ModelSpec, steps: Steps, plan:
     """Search, fit and score a cell whose features are larger than the memory limit."""
     start = time.perf_counter()
     make_folder(plan.scratch)
-    with TemporaryDirectory(prefix=".out-of-core-", suffix=".tmp", dir=plan.scratch) as folder:
+    with TemporaryDirectory(prefix=".out-of-core-", suffix=SCRATCH, dir=plan.scratch) as folder:
         tasks = selection.tasks(replace(plan.options, steps=steps), Path(folder))
         learned = learn_out_of_core(tasks, spec, metric=plan.metric, grid=plan.grids.get(spec.name))
     told = f"trained out of core: the memory limit is {in_words(plan.memory or 0)}"

@@ -68,9 +68,9 @@ def _knn(options: BuildOptions) -> Any:
 
 def _xgboost(options: BuildOptions) -> Any:
     """As the classifier is built."""
-    from xgboost import XGBRegressor
+    from .number_booster import NumberBooster
 
-    return XGBRegressor(
+    return NumberBooster(
         tree_method="hist",
         max_bin=32,
         subsample=0.8,

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .calibration import fit_temperature, scaled_softmax
-from .calibration_curves import fit_curves
+from .calibration_curves import CurveMethod, Curves, fit_curves
 from .folds import Fold
 from .metrics import ClassMetric, Metric, metric_score
 from .models import BuildOptions, ModelSpec
 from .tasks import task_of
 
-__all__ = ["as_decided", "class_scores", "logits_of", "probabilities_by", "score_by_fold"]
+__all__ = ["as_decided", "class_scores", "curves_by", "logits_of", "probabilities_by", "score_by_fold"]
 
 Probabilities = Callable[[NDArray[Any]], NDArray[np.float64]]
 
@@ -59,11 +59,23 @@ def probabilities_by(
 ) -> Probabilities:
     """Fit what turns a model's scores into probabilities, on out-of-fold scores (n, k), or (n, 1) for two classes."""
     if options.calibration is not None:
-        return fit_curves(options.calibration, scores, y, are_logits=spec.has_probabilities).proba
+        return curves_by(spec, scores, y, options.calibration, options).proba
     if spec.has_probabilities:
         return lambda scores: scaled_softmax(logits_of(scores), 1.0)
     temperature = fit_temperature(as_decided(scores), y)
     return lambda scores: scaled_softmax(as_decided(scores), temperature)
+
+
+def curves_by(
+    spec: ModelSpec, scores: NDArray[np.floating[Any]], y: NDArray[np.int64], method: CurveMethod, options: BuildOptions
+) -> Curves:
+    """Fit curves to out-of-fold scores, on rows that count as they do for the model."""
+    weights = None
+    if options.class_weight is not None:
+        from sklearn.utils.class_weight import compute_sample_weight
+
+        weights = compute_sample_weight(options.class_weight, y)
+    return fit_curves(method, scores, y, are_logits=spec.has_probabilities, weights=weights)
 
 
 def logits_of(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .calibration_curves import Curves, fit_curves, scores_of
+from .calibration_curves import Curves, scores_of
 from .folds import Fold
 from .grid_search import Halving, score_grid
 from .metrics import Metric, rank_of, sign_of
 from .models import BuildOptions, ModelSpec
 from .out_of_fold import OutOfFold, fit_pipeline, score_folds
+from .scoring import curves_by
 from .settings import Grid, Point, grid_points, params_of
 from .tasks import TaskName, task_of
 
@@ -240,7 +241,7 @@ def with_probabilities(
     """
     model, curves = pipeline["model"], None
     if options.calibration is not None:
-        curves = fit_curves(options.calibration, scores, y, are_logits=spec.has_probabilities)
+        curves = curves_by(spec, scores, y, options.calibration, options)
     elif not spec.has_probabilities:
         model = task_of(spec.task).calibrate(model, scores, y)
     return Fitted(pipeline[:-1], model, tuple(dict.fromkeys(notes)), curves, spec.task)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BundleError, UntrustedTypeError
+from .target_unit import TargetUnit
 
 __all__ = ["TRUSTED_TYPES", "load_skops", "load_xgboost", "save_skops", "save_xgboost"]
 
@@ -114,31 +115,34 @@ def load_xgboost(path: Path) -> XGBoostModel:
     """
     import xgboost
 
+    from .number_booster import unit_of
+
     booster = xgboost.Booster()
     try:
         json.loads(path.read_bytes())  # refuses bottomless nesting, on which XGBoost's own parser crashes the process
         booster.load_model(path)
+        unit = unit_of(booster)
     except RecursionError as exc:
         raise BundleError(f"{path}: XGBoost cannot read this model (nested too deeply)") from exc
-    except (OSError, ValueError, xgboost.core.XGBoostError) as exc:
+    except (OSError, TypeError, ValueError, xgboost.core.XGBoostError) as exc:
         raise BundleError(f"{path}: XGBoost cannot read this model ({str(exc).splitlines()[0]})") from exc
-    return XGBoostModel(booster)
+    return XGBoostModel(booster, unit)
 
 
 class XGBoostModel:
     """A loaded XGBoost model."""
 
-    def __init__(self, booster: Any) -> None:
-        self._booster = booster
+    def __init__(self, booster: Any, unit: TargetUnit) -> None:
+        self._booster, self._unit = booster, unit
 
     def predict_proba(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """Give the probability of each class, (n, k) float32; two columns where the model gives only the second."""
         proba = np.asarray(self._booster.inplace_predict(X))
         return proba if proba.ndim == 2 else np.vstack((1.0 - proba, proba)).transpose()
 
-    def predict(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Give a regressor's numbers, (n,) float32."""
-        return np.asarray(self._booster.inplace_predict(X))
+    def predict(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Give a regressor's numbers, (n,)."""
+        return self._unit.restore(self._booster.inplace_predict(X))
 
 
 def _skops() -> Any:

@@ -41,11 +41,17 @@ def share_rows(
     return read_rows(feature_set, names, labels=labels, split=split, task=task)
 
 
+SEEDS = 2**32
+"""How many seeds there are."""
+
+
 def divide(rows: LabelledRows, plan: CellPlan) -> list[tuple[Fold, ...]]:
     """Divide the training rows into folds, once a repeat."""
     y, seed = rows.y_train, plan.options.seed
     return [
-        rows.task.make_folds(y, names=rows.classes, folds=plan.folds, seed=seed + repeat, groups=rows.train_groups)
+        rows.task.make_folds(
+            y, names=rows.classes, folds=plan.folds, seed=(seed + repeat) % SEEDS, groups=rows.train_groups
+        )
         for repeat in range(plan.repeats)
     ]
 

@@ -192,6 +192,6 @@ def _notes(kept: Kept) -> Iterator[str]:
         yield f"kept cells that were damaged and have been computed again: {len(kept.damaged)} ({files})"
     if kept.other_versions:
         yield (
-            f"kept cells that were computed with other versions of the libraries: {kept.other_versions}; "
-            f"delete {kept.folder} to compute them anew"
+            "kept cells that other versions of the libraries have computed, and that were computed again: "
+            f"{kept.other_versions}"
         )

@@ -62,7 +62,7 @@ class Kept:
         self.damaged: list[str] = []
         """names of files that could not be used"""
         self.other_versions = 0
-        """findings that were made with other versions of the libraries"""
+        """findings of other versions of the libraries, which are not used"""
         self._versions = library_versions()
 
     def get(self, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -80,7 +80,9 @@ class Kept:
         if not whole:
             self.damaged.append(path.name)
             return None
-        self.other_versions += body["versions"] != self._versions
+        if body["versions"] != self._versions:
+            self.other_versions += 1
+            return None
         found: dict[str, Any] = body["found"]
         return found
 

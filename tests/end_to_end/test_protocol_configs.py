@@ -18,6 +18,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LAYER = "features.13"
@@ -87,13 +88,14 @@ def test_class_weights_and_curves_are_those_of_scikit_learn(work: Path, jobs: An
     C = facts["winner"]["params"]["C"]
     model = LogisticRegression(C=C, class_weight="balanced", max_iter=5_000)
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    plain = CalibratedClassifierCV(
-        make_pipeline(StandardScaler(), model), method="sigmoid", cv=folds, ensemble=False
-    ).fit(X[training & kept], y[training & kept])
+    plain = CalibratedClassifierCV(make_pipeline(StandardScaler(), model), method="sigmoid", cv=folds, ensemble=False)
+    weights = compute_sample_weight("balanced", y[training & kept])
+    with pytest.warns(UserWarning, match="sample_weight"):  # of the curves alone: the model weighs classes itself
+        plain.fit(X[training & kept], y[training & kept], sample_weight=weights)
     held_out = ~training
     theirs = plain.predict_proba(X[held_out])
     ours = load_bundle(facts["bundles"][0]).predict_proba(X[held_out])
-    np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    np.testing.assert_allclose(ours, theirs, atol=5e-3)
     found = balanced_accuracy_score(y[held_out], ours.argmax(axis=1))
     assert facts["winner"]["held_out"]["balanced_accuracy"] == pytest.approx(found)
     assert json.dumps(facts["winner"]["steps"])

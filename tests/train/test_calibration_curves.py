@@ -123,3 +123,20 @@ def test_a_bundle_holds_its_curves(store_path: Path) -> None:
 def test_a_calibration_that_is_not_known_is_refused(store_path: Path) -> None:
     with pytest.raises(TrainError, match="calibration: one of None, sigmoid, isotonic, found 'beta'"):
         train_models(store_path, "photos", layers=["good"], calibration="beta")  # type: ignore[arg-type]
+
+
+def test_weighted_classes_stay_weighted_through_the_curves() -> None:
+    """One row in twenty is of the rare class: unweighted curves would call hardly any so."""
+    rng = np.random.default_rng(0)
+    y = (np.arange(2_000) % 20 == 0).astype(np.int64)
+    X = (rng.normal(size=(2_000, 6)) + 0.6 * y[:, None]).astype(np.float32)
+    folds = make_folds(y[:1_000], classes=["a", "b"], folds=4, seed=0)
+    spec = model_spec("logistic_regression")
+    for method in METHODS:
+        options = BuildOptions(class_weight="balanced", calibration=method)
+        fitted = fit_model(spec, X[:1_000], y[:1_000], value=0.1, folds=folds, options=options)
+        scores = evaluate(y[1_000:], fitted.predict_proba(X[1_000:]), ["a", "b"])
+        plain = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced"))
+        called = plain.fit(X[:1_000], y[:1_000]).predict(X[1_000:])
+        assert scores.per_class[1].recall == pytest.approx((called[y[1_000:] == 1] == 1).mean(), abs=0.15)
+        assert scores.balanced_accuracy > 0.7

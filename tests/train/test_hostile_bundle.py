@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import skops.io
 from icecore.train import (
@@ -150,4 +151,30 @@ def test_a_damaged_xgboost_model_is_a_bundle_error(
     (bundle / "model.json").write_text('{"learner": 1}')
     reseal(bundle)
     with pytest.raises(BundleError, match="XGBoost cannot read this model"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("support_", lambda a: np.zeros(5_000_000, np.int32)),
+        ("_dual_coef_", lambda a: a[:, :3].copy()),
+        ("_n_support", lambda a: a + 1_000),
+        ("_intercept_", lambda a: a[:0]),
+        ("support_vectors_", lambda a: a[:, :2].copy()),
+        ("support_vectors_", lambda a: a.astype(np.float32)),
+    ],
+)
+def test_a_kernel_machine_whose_arrays_do_not_belong_together_is_refused(
+    saved: TrainResult, tmp_path: Path, name: str, spoil: Any, reseal: Callable[..., None]
+) -> None:
+    """libsvm checks no length: predicting would read past an array, or end the process."""
+    cells = [cell.model for cell in saved.cells]
+    bundle = Path(shutil.copytree(saved.bundles[cells.index("rbf_svm")], tmp_path / "bundle"))
+    assert load_bundle(bundle).classes
+    calibrated = load_skops(bundle / "model.skops")
+    setattr(calibrated.model, name, spoil(getattr(calibrated.model, name)))
+    skops.io.dump(calibrated, bundle / "model.skops")
+    reseal(bundle)
+    with pytest.raises(BundleError, match="PairwiseSVC whose"):
         load_bundle(bundle)

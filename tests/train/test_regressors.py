@@ -10,6 +10,7 @@ import pytest
 from icecore.train import serial
 from icecore.train.folds import Fold
 from icecore.train.models import BuildOptions
+from icecore.train.number_booster import NumberBooster
 from icecore.train.out_of_fold import fit_pipeline, score_folds
 from icecore.train.regression import TASK
 from icecore.train.settings import params_of
@@ -88,7 +89,7 @@ def test_the_final_model_is_the_libraries_own_and_is_kept(name: str, tmp_path: P
     value = POINTS[name][-1]
     fitted, notes = fit_pipeline(TASK.models[name], X, y, value=value, options=OPTIONS)
     assert notes == ()
-    assert type(fitted["model"]).__module__.startswith(("sklearn.", "xgboost."))
+    assert isinstance(fitted["model"], NumberBooster) or type(fitted["model"]).__module__.startswith("sklearn.")
     expected = plain(name, value, X.shape[1], len(y)).fit(X.astype(np.float64), y).predict(X.astype(np.float64))
     np.testing.assert_allclose(fitted.predict(X), expected, atol=15 if name == "xgboost" else 2)
     serial.save_skops(fitted[:-1], tmp_path / "steps.skops")
@@ -179,3 +180,21 @@ def test_numbers_far_from_zero_keep_their_digits() -> None:
             TASK.models[name], X, y, values=POINTS[name][-1:], folds=folds_of(y), options=OPTIONS
         ).scores
         assert np.sqrt(((scores[0, :, 0] - y) ** 2).mean()) < 1.2 * y.std()
+
+
+@pytest.mark.parametrize("name", list(TASK.models))
+@pytest.mark.parametrize(("scale", "shift"), [(1e-6, 0.0), (60.0, 1.7e9), (1.0, 1e7)])
+def test_the_unit_of_the_numbers_does_not_matter(name: str, scale: float, shift: float, tmp_path: Path) -> None:
+    X, y = numbers()
+    spec, folds, value = TASK.models[name], folds_of(y), POINTS[name][0]
+    plain = score_folds(spec, X, y, values=[value], folds=folds, options=BuildOptions()).scores[0, :, 0]
+    turned = y * scale + shift
+    ours = score_folds(spec, X, turned, values=[value], folds=folds, options=BuildOptions()).scores[0, :, 0]
+    np.testing.assert_allclose((ours - shift) / scale, plain, atol=0.02 * y.std())
+    fitted, _ = fit_pipeline(spec, X, turned, value=value, options=BuildOptions())
+    back = (fitted.predict(X) - shift) / scale
+    assert np.corrcoef(back, y)[0, 1] > 0.5
+    if name == "xgboost":
+        serial.save_xgboost(fitted["model"], tmp_path / "model.json")
+        kept = serial.load_xgboost(tmp_path / "model.json").predict(fitted[:-1].transform(X))
+        np.testing.assert_allclose(kept, fitted.predict(X), rtol=1e-12)

@@ -222,14 +222,14 @@ def test_a_damaged_cell_is_told_and_computed_again(lab: Any, harm: str) -> None:
     assert run(path, models=CHEAPEST).notes == ()
 
 
-def test_cells_of_other_library_versions_are_told(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_of_other_library_versions_are_computed_anew(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = lab.store(lab.ids(9, 3))
     with monkeypatch.context() as patch:
         patch.setattr("icecore.train.sweep_kept.library_versions", lambda: {"numpy": "0.1"})
         run(path, models=CHEAPEST)
     again = run(path, models=CHEAPEST)
-    assert again.computed == 0
-    assert "computed with other versions of the libraries: 3; delete" in again.notes[0]
+    assert again.computed == 2
+    assert "other versions of the libraries have computed, and that were computed again: 3" in again.notes[0]
 
 
 def test_only_the_first_of_the_quick_pass_go_on(shared: tuple[Path, SweepResult]) -> None:
