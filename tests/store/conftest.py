@@ -126,12 +126,12 @@ def segment(
 def bundle() -> Callable[..., Path]:
     """Leave the card of a bundle that was trained on a set as it is now, or as it was at a version."""
 
-    def make(features: FeatureSet, name: str = "default/2030", *, version: int | None = None) -> Path:
+    def make(features: FeatureSet, name: str = "default/2030", *, version: int | None = None, form: int = 1) -> Path:
         features = features if version is None else features.as_of(version)
         columns = [{"name": c.name, "width": c.width, "hash": c.hash, **c.to_json()} for c in features.columns]
         card = {
             "format": "icecore.bundle",
-            "format_version": 1,
+            "format_version": form,
             "set": features.name,
             "generation": features.generation,
             "version": features.version,

@@ -478,7 +478,7 @@ def test_gc_refuses_while_a_bundle_cannot_say_which_version_it_relies_on(
             {
                 "empty": "",
                 "{}": "{}",
-                "format": text.replace('"format_version": 1', '"format_version": 2'),
+                "format": text.replace('"format_version": 1', '"format_version": 99'),
                 "altered": text.replace('"version": 3', '"version": 2'),
             }[damage]
         )
@@ -487,6 +487,16 @@ def test_gc_refuses_while_a_bundle_cannot_say_which_version_it_relies_on(
         with pytest.raises(RefusedError, match=r"ants/2030/card.json.*nothing was collected: restore the bundle, or"):
             store.collect(dry_run=dry_run)
     assert (segment_files(store), store["photos"].ids(version=1)) == before
+
+
+@pytest.mark.parametrize("form", [1, 2])
+def test_gc_reads_bundles_of_every_version_of_their_format(
+    store: FeatureStore, bundle: Callable[..., Path], form: int
+) -> None:
+    bundle(store["photos"], "ants/2030", form=form)
+    needed = store["photos"].version
+    store.collect()
+    assert store["photos"].ids(version=needed) == store["photos"].ids()
 
 
 def test_bundles_of_other_sets_and_stores_are_no_hindrance(
