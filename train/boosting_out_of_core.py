@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["BoostingOutOfCore", "page_rows", "working_bytes"]
 
 Floats = NDArray[np.float32]
-CUT_BY = 4_096
+CUT_BY = 1_024
 """Rows whose quantiles are the borders of the bins, at most."""
 PAGES = 5
 """Pages that XGBoost holds at once, at most, counting those that it reads ahead."""
