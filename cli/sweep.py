@@ -94,7 +94,7 @@ def _text(result: SweepResult) -> str:
 def _leaderboard(result: SweepResult) -> str:
     header = ["layers", "model", "setting", f"cv {result.plan.metric}", "+-", "seconds"]
     rows = [
-        [cell.inputs, cell.model, cell.setting, number(cell.best.mean), number(cell.best.std), f"{cell.seconds:.1f}"]
+        [cell.inputs, cell.model, cell.chosen, number(cell.best.mean), number(cell.best.std), f"{cell.seconds:.1f}"]
         for cell in result.cells[:MOST_SHOWN]
     ]
     return table(header, rows)

@@ -30,11 +30,15 @@ from .settings import params_of
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-__all__ = ["BoostingOutOfCore", "page_rows", "working_bytes"]
+__all__ = ["LEAST_CUT", "LEAST_ROWS", "BoostingOutOfCore", "page_rows", "working_bytes"]
 
 Floats = NDArray[np.float32]
-CUT_BY = 1_024
-"""Rows whose quantiles are the borders of the bins, at most."""
+CUT_BY, LEAST_CUT = 4_096, 512
+"""Rows whose quantiles are the borders of the bins: at most, and where memory is short."""
+CUT_BYTES = 42
+"""What a value of such a row takes, with its sketch."""
+CUT_SHARE = 0.2
+"""Part of the memory that they may take."""
 PAGES = 5
 """Pages that XGBoost holds at once, at most, counting those that it reads ahead."""
 PAGE_SHARE = 0.4
@@ -48,11 +52,21 @@ def page_rows(left: int, width: int) -> int:
     return int(np.clip(PAGE_SHARE * left / (width * (2 * PAGES + 8)), LEAST_ROWS, MOST_ROWS))
 
 
-def working_bytes(rows: int, width: int, classes: int, depth: int, page: int) -> int:
+def cut_rows(left: int, width: int) -> int:
+    """Give the rows whose quantiles are the borders of the bins."""
+    return int(np.clip(CUT_SHARE * left / (width * CUT_BYTES), LEAST_CUT, CUT_BY))
+
+
+def working_bytes(rows: int, width: int, classes: int, depth: int, page: int, cut: int) -> int:
     """Estimate what a run of XGBoost holds: gradients, scores, histograms, quantiles, pages."""
     columns = 1 if classes == 2 else classes
     histograms = (1 << min(depth, 16)) * width * 32 * 16
-    return rows * (20 * columns + 24) + 2 * histograms + width * 15 * min(rows, CUT_BY) + page * width * (2 * PAGES + 8)
+    return (
+        rows * (20 * columns + 24)
+        + 2 * histograms
+        + width * CUT_BYTES * min(rows, cut)
+        + page * width * (2 * PAGES + 8)
+    )
 
 
 class BoostingOutOfCore:
@@ -108,7 +122,7 @@ class BoostingOutOfCore:
         task, width = self._task, self._frames[-1].width
         depth = int(max(point.get("max_depth", 6) for point in self._points))
         page = page_rows(task.left, width)
-        one = working_bytes(len(task.training), width, task.k, depth, page)
+        one = working_bytes(len(task.training), width, task.k, depth, page, cut_rows(task.left, width))
         return int(np.clip(task.left // one, 1, min(task.threads, len(task.folds))))
 
     def _search_fold(self, which: int) -> Path:
@@ -161,7 +175,8 @@ class _Binned:
         kept = task.training[task.part[task.training] != self._without]
         weights = class_weights(task.rows.y[kept], task.k, task.options)
         weigh = None if task.options.class_weight is None else lambda y: weights[y].astype(np.float32)
-        sample = kept[np.linspace(0, len(kept) - 1, min(len(kept), CUT_BY)).astype(np.intp)]
+        most = cut_rows(task.left, self._frame.width)
+        sample = kept[np.linspace(0, len(kept) - 1, min(len(kept), most)).astype(np.intp)]
         parts = list(_inputs(task, self._frame, sample))
         rows, y = np.vstack([part for _, part in parts]), task.rows.y[np.concatenate([chunk for chunk, _ in parts])]
         del parts

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .blocks import BlockPlan
-from .boosting_out_of_core import LEAST_ROWS, working_bytes
+from .boosting_out_of_core import LEAST_CUT, LEAST_ROWS, working_bytes
 from .linear_out_of_core import COPIES
 from .models import ModelSpec
 from .settings import grid_points, params_of
@@ -85,7 +85,8 @@ def least_bytes(spec: ModelSpec, size: Size, steps: Steps, grid: Any) -> int:
     if spec.name == "xgboost":
         width = min(steps.pca or D, D)
         turned = 4 * D * width * (size.folds + 2) + gram if steps.pca else 0
-        run = working_bytes(m, width, size.classes, int(max(point["max_depth"] for point in points)), LEAST_ROWS)
+        depth = int(max(point["max_depth"] for point in points))
+        run = working_bytes(m, width, size.classes, depth, LEAST_ROWS, LEAST_CUT)
         work = max(run, turned)
     else:
         width = min(steps.pca or D, D)

@@ -22,15 +22,15 @@ from .search import GridPoint
 from .steps import STANDARD, Steps
 from .tasks import Task
 
-__all__ = ["Cell", "Predictions", "RunnerUp", "TrainResult", "intervals_to_json", "rows_to_json"]
+__all__ = ["Cell", "Predictions", "RunnerUp", "SearchedCell", "TrainResult", "intervals_to_json", "rows_to_json"]
 
 LEVEL = 0.05
 """Level at which two models are told apart."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One model on one set of layers."""
+@dataclass(frozen=True, kw_only=True)
+class SearchedCell:
+    """One model on one set of layers, as cross-validation on training rows scored it."""
 
     columns: tuple[str, ...]
     """column names, joined in this order"""
@@ -46,10 +46,8 @@ class Cell:
     """the chosen value, with the mean and deviation of its cross-validated score"""
     grid: tuple[GridPoint, ...]
     """every value tried"""
-    evaluation: Any
-    """``tasks.Scores`` on the held-out rows, which had no part in any choice"""
     seconds: float
-    """wall time of search, fit and scoring"""
+    """wall time of all that is told here"""
     notes: tuple[str, ...]
     """what a reader should know: no convergence, a choice at the grid's edge"""
 
@@ -77,10 +75,21 @@ class Cell:
             "steps": self.steps.to_json(),
             "params": self.params,
             "cv": {"mean": self.best.mean, "std": self.best.std, "grid": [point.to_json() for point in self.grid]},
-            "held_out": self.evaluation.to_json(),
             "seconds": round(self.seconds, 3),
             "notes": list(self.notes),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(SearchedCell):
+    """A cell that was fitted on all training rows and scored on the held-out ones."""
+
+    evaluation: Any
+    """``tasks.Scores`` on the held-out rows, which had no part in any choice"""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the cell as plain JSON values."""
+        return {**super().to_json(), "held_out": self.evaluation.to_json()}
 
 
 @dataclass(frozen=True)

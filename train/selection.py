@@ -73,6 +73,7 @@ class Selection:
         told = f"{spec.name} needs some {in_words(needs)} of memory for {self._named}"
         if spec.name in OUT_OF_CORE:
             told += f", or {in_words(least_bytes(spec, self.size, steps, grid))} out of core"
+            told += ", and less on fewer components (train.steps.pca)" if spec.name == "xgboost" else ""
         else:
             told += f", and cannot train out of core ({', '.join(OUT_OF_CORE)} can)"
         return f"{told}; the limit is {in_words(self.memory)}"

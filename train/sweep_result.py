@@ -10,38 +10,21 @@ from typing import Any
 from .metrics import Metric, rank_of
 from .models import ModelSpec
 from .plan import CellPlan
-from .result import intervals_to_json, rows_to_json
-from .search import GridPoint, Search
+from .result import SearchedCell, intervals_to_json, rows_to_json
+from .search import Search
 from .settings import params_of
 from .shared import rank_key
-from .steps import STANDARD, Steps
 from .sweep_winner import SweepWinner
 from .tasks import Task, TaskName, task_of
 
 __all__ = ["LayerScore", "SweepCell", "SweepResult", "found_json"]
 
 
-@dataclass(frozen=True)
-class SweepCell:
-    """One model on one selection of layers, as the cross-validation on training rows scored it."""
+@dataclass(frozen=True, kw_only=True)
+class SweepCell(SearchedCell):
+    """A cell of a sweep, which has met no held-out row."""
 
-    columns: tuple[str, ...]
-    """column names, joined in this order"""
-    n_features: int
-    """numbers an image"""
-    model: str
-    """name of the model"""
-    steps: Steps
-    """what is done to the features before"""
-    best: GridPoint
-    """the chosen setting"""
-    grid: tuple[GridPoint, ...]
-    """every setting tried"""
-    seconds: float
-    """wall time of the search"""
-    notes: tuple[str, ...]
-    """what a reader should know: no convergence, a choice at the grid's edge"""
-    task: TaskName = "classification"
+    task: TaskName
     """what is learned"""
 
     @property
@@ -50,26 +33,10 @@ class SweepCell:
         return task_of(self.task).models[self.model]
 
     @property
-    def layers(self) -> str:
-        """The columns as one text: ``layer3:avg + layer4:avg``."""
-        return " + ".join(self.columns)
-
-    @property
-    def inputs(self) -> str:
-        """The layers, with the steps where they are not the standard scaler alone."""
-        return self.layers if self.steps == STANDARD else f"{self.layers} ({self.steps})"
-
-    @property
-    def params(self) -> dict[str, float]:
-        """The chosen settings by name."""
-        return {self.spec.setting: self.best.value, **self.best.others}
-
-    @property
-    def setting(self) -> str:
+    def chosen(self) -> str:
         """The chosen settings in short: those alone of which several values were tried."""
-        spec = self.spec
-        tried = [params_of(spec, point.point) for point in self.grid]
-        told = [name for name in self.params if len({point[name] for point in tried}) > 1] or [spec.setting]
+        tried = [params_of(self.spec, point.point) for point in self.grid]
+        told = [name for name in self.params if len({point[name] for point in tried}) > 1] or [self.setting]
         return ", ".join(f"{name}={self.params[name]:g}" for name in told)
 
     def rank(self, metric: Metric) -> tuple[float, int, int, str]:
@@ -81,19 +48,6 @@ class SweepCell:
             model=self.model,
             layers=self.layers,
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the cell as plain JSON values."""
-        return {
-            "columns": list(self.columns),
-            "n_features": self.n_features,
-            "model": self.model,
-            "steps": self.steps.to_json(),
-            "params": self.params,
-            "cv": {"mean": self.best.mean, "std": self.best.std, "grid": [point.to_json() for point in self.grid]},
-            "seconds": round(self.seconds, 3),
-            "notes": list(self.notes),
-        }
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,7 @@ def _cell(layer: _Layer, spec: ModelSpec, steps: Steps, found: dict[str, Any]) -
         n_features=sum(column.width for column in layer.columns),
         model=spec.name,
         steps=steps,
+        setting=spec.setting,
         best=grid[found["best"]],
         grid=grid,
         seconds=found["seconds"],

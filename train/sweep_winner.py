@@ -166,7 +166,13 @@ def read_winner(
     X, y = data.held_out()
     outputs, cell_notes = bundle.outputs(X), tuple(made["winner_notes"])
     winner = Cell(
-        *(cell.columns, cell.n_features, cell.model, cell.steps, cell.spec.setting, cell.best, cell.grid),
+        columns=cell.columns,
+        n_features=cell.n_features,
+        model=cell.model,
+        steps=cell.steps,
+        setting=cell.setting,
+        best=cell.best,
+        grid=cell.grid,
         evaluation=rows.task.evaluate(y, outputs, rows.classes),
         seconds=card["seconds"],
         notes=cell_notes,

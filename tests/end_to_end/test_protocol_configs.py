@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from icecore.store import FeatureStore
-from icecore.train import load_bundle, split_rows
+from icecore.train import Steps, load_bundle, split_rows
 from icecore.train.splits import HashSplit
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -54,8 +53,6 @@ def test_groups_stay_whole_in_split_and_folds(work: Path, jobs: Any, tmp_path: P
     }
     y = np.array([image.split("/")[1] == "bees" for image in ids]).astype(int)[side.train]
     of_row = [group[image] for image, training in zip(ids, side.train, strict=True) if training]
-    from sklearn.linear_model import RidgeClassifier
-
     plain = make_pipeline(StandardScaler(), RidgeClassifier(alpha=facts["winner"]["params"]["alpha"]))
     scores = [
         cross_val_score(
@@ -98,4 +95,4 @@ def test_class_weights_and_curves_are_those_of_scikit_learn(work: Path, jobs: An
     np.testing.assert_allclose(ours, theirs, atol=5e-3)
     found = balanced_accuracy_score(y[held_out], ours.argmax(axis=1))
     assert facts["winner"]["held_out"]["balanced_accuracy"] == pytest.approx(found)
-    assert json.dumps(facts["winner"]["steps"])
+    assert facts["winner"]["steps"] == Steps().to_json()

@@ -287,7 +287,7 @@ def test_copies_across_the_split_are_found_block_by_block(path: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["logistic_regression", "linear_svm"])
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_matrix_four_times_the_limit_trains_within_it(name: str) -> None:
     """In a process of its own; accuracy within 0.2 points of that in memory."""
     script = Path(__file__).resolve().parents[2] / "benchmarks" / "out_of_core.py"

@@ -399,7 +399,7 @@ def test_every_model_on_offer_can_be_swept(shared: tuple[Path, SweepResult]) -> 
     assert {cell.model for cell in result.cells} == set(MODELS)
     again = run(path, name="all", layers=["layer3"], models=tuple(MODELS))
     assert again.cells == result.cells
-    settings = {cell.model: cell.setting for cell in result.cells}
+    settings = {cell.model: cell.chosen for cell in result.cells}
     assert settings["xgboost"].startswith("max_depth=")
     assert "learning_rate" not in settings["xgboost"]  # one value was tried
 
