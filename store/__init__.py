@@ -44,6 +44,7 @@ from .repair import RepairReport, repair_store
 from .scan import IMAGE_EXTENSIONS, Scan, SourceImage
 from .status import Pending, SetStatus, StoreStatus, store_status
 from .summary import Summary
+from .tunings import Tuning, list_tunings, read_tuning, tuned_weights_path
 from .usage import GenerationUsage, StoreUsage, store_usage
 from .verify import Problem, VerifyReport, verify_store
 from .writer import RefusedRow, Writer
@@ -106,6 +107,7 @@ __all__ = [
     "StoreStatus",
     "StoreUsage",
     "Summary",
+    "Tuning",
     "UnknownImageError",
     "UnknownLabelError",
     "VerifyReport",
@@ -116,12 +118,15 @@ __all__ = [
     "check_disk",
     "check_store",
     "export",
+    "list_tunings",
     "plan_sync",
+    "read_tuning",
     "repair_store",
     "scan_folder",
     "scan_manifest",
     "scan_source",
     "store_status",
     "store_usage",
+    "tuned_weights_path",
     "verify_store",
 ]
