@@ -114,6 +114,9 @@ def _catalog_lines(report: RepairReport) -> list[str]:
     if report.odd_cards:
         cards = ", ".join(report.odd_cards)
         lines.append(f"cannot be read: {cards}; a version that these bundles were trained on may be numbered again")
+    if report.odd_ledgers:
+        ledgers = ", ".join(report.odd_ledgers)
+        lines.append(f"not whole: {ledgers}; see with `icecore models show` whether the right bundle is in use")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from .array import Batch, FeatureArray
 from .aside import Moved
+from .champions import Promotion, champion_of, champions, promote, promotions, rollback
 from .collect import Collected, Collection, Dropped
 from .compact import Compaction
 from .contract import NUMERICS, Column, Contract, Difference, Pooling
@@ -91,6 +92,7 @@ __all__ = [
     "Plan",
     "Pooling",
     "Problem",
+    "Promotion",
     "RefusedError",
     "RefusedRow",
     "RepairReport",
@@ -115,13 +117,18 @@ __all__ = [
     "VersionNotFoundError",
     "WorkGroup",
     "Writer",
+    "champion_of",
+    "champions",
     "check_disk",
     "check_store",
     "export",
     "list_tunings",
     "plan_sync",
+    "promote",
+    "promotions",
     "read_tuning",
     "repair_store",
+    "rollback",
     "scan_folder",
     "scan_manifest",
     "scan_source",

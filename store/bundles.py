@@ -14,7 +14,7 @@ from typing import Any
 from .contract import Column, Contract, canonical_json
 from .errors import FormatError
 
-__all__ = ["BundleCard", "card_paths", "read_card"]
+__all__ = ["BundleCard", "card_paths", "check_bundle", "read_card"]
 
 CARD = "card.json"
 _FORMAT, _VERSIONS = "icecore.bundle", (1, 2)
@@ -71,6 +71,35 @@ def read_card(path: Path) -> BundleCard:
         if isinstance(exc, FormatError):
             raise
         raise FormatError(f"{path}: not readable as the card of a bundle ({exc})") from exc
+
+
+def check_bundle(path: Path) -> str:
+    """Compare every file of a bundle with its card; nothing of it is loaded.
+
+    Returns
+    -------
+    str
+        The card's own checksum, 64 hex digits, which stands for the bundle to the byte.
+
+    Raises
+    ------
+    FormatError
+        When the card cannot be read, or a file is missing, altered or damaged.
+    """
+    read_card(path)
+    card = json.loads((path / CARD).read_bytes())
+    files = card.get("files")
+    if not isinstance(files, dict) or not files:
+        raise FormatError(f"{path / CARD}: names no files; a bundle holds a model. Train it again")
+    for name, digest in files.items():
+        file = path / name
+        if file.parent != path or not file.is_file():
+            raise FormatError(f"{path}: {name!r} is missing; copy the whole folder again, or train it again")
+        with file.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+        if found != digest:
+            raise FormatError(f"{file}: altered since it was written (its sha256 is not the card's); train it again")
+    return str(card["card_sha256"])
 
 
 def _card(path: Path, card: dict[str, Any]) -> BundleCard:

@@ -35,9 +35,11 @@ __all__ = [
     "connect",
     "create_catalog",
     "empty_log",
+    "ensure_table",
     "find_generation",
     "format_of",
     "generation_by_id",
+    "has_table",
     "head_of",
     "now",
     "printable",
@@ -204,6 +206,17 @@ def _migrated(db: sqlite3.Connection, *, write: bool) -> sqlite3.Connection:
 def format_of(db: sqlite3.Connection) -> int:
     """Give the format of the catalog on disk, also where a private copy has been brought up to date."""
     return int(db.execute("PRAGMA user_version").fetchone()[0]) or CATALOG_VERSION
+
+
+def has_table(db: sqlite3.Connection, table: str) -> bool:
+    """Say whether a catalog has a table: those of earlier releases lack what came later."""
+    return db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)).fetchone() is not None
+
+
+def ensure_table(db: sqlite3.Connection, table: str) -> None:
+    """Make a table that came after format 2 was defined, inside the caller's transaction, where it is not there."""
+    (statement,) = (text for text in _schema() if f"CREATE TABLE IF NOT EXISTS {table} " in text)
+    db.execute(statement)
 
 
 def _schema() -> list[str]:

@@ -3,6 +3,7 @@
 Segments know the contents of their rows, the name that each image had when it was written, and their contract. What
 they do not know is lost with the catalog: the log, tags, old versions, deletions, names given since, failures. So all
 files are taken for unknown by the next run, which reads and hashes each; it computes only what is in no segment.
+Promotions come back from the ledgers that lie beside the bundles.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .holdings import load_held
 from .layout import read_digests, read_ids
 from .losses import Losses, Lost
 from .measure import OnBytes
+from .promoting import note_promotions, restore_promotions
 from .reading import alive_images
 from .registry import ensure_columns, ensure_set
 from .summary import refresh_summaries
@@ -58,6 +60,8 @@ class Rebuilt:
     """version of each set"""
     odd_cards: tuple[str, ...]
     """cards of bundles that cannot be read, relative to the store: which versions they refer to is not known"""
+    odd_ledgers: tuple[str, ...]
+    """ledgers of promotions with a line that cannot be read, relative to the store: a champion may be an earlier one"""
 
 
 def rebuild(
@@ -97,9 +101,11 @@ def rebuild(
         refresh_summaries(db)
         trouble = catalog_trouble(db)
         assert not trouble, trouble
-        made = builder.result(odd_cards)
+        if not dry_run:
+            note_promotions(folder)
+        moves.aside(CATALOG, why)  # first: without it, nobody reads the rest, and nothing is promoted
+        made = builder.result(odd_cards, restore_promotions(folder, db))
         db.execute("PRAGMA journal_mode=WAL")
-    moves.aside(CATALOG, why)  # first: without it, nobody reads the rest
     for ending in ("-wal", "-shm"):
         moves.aside(f"{CATALOG}{ending}", "belongs to the catalog that was here")
     if not dry_run:
@@ -182,7 +188,7 @@ class _Builder:
                 add_version(self._db, target, version, "sync", {"added": added})
                 set_head(self._db, target, version)
 
-    def result(self, odd_cards: Sequence[str]) -> Rebuilt:
+    def result(self, odd_cards: Sequence[str], odd_ledgers: Sequence[str]) -> Rebuilt:
         """Give what was made."""
         return Rebuilt(
             self._count("segments"),
@@ -192,6 +198,7 @@ class _Builder:
             tuple(self._losses.find(self._db)),
             self._versions,
             tuple(odd_cards),
+            tuple(odd_ledgers),
         )
 
     def _read(self, set_id: int) -> int:

@@ -53,6 +53,8 @@ class RepairReport:
     """times that its segments give an image several contents; the newest segment is believed until the next run"""
     odd_cards: tuple[str, ...] = ()
     """cards of bundles that cannot be read, so that versions may have been counted from too low"""
+    odd_ledgers: tuple[str, ...] = ()
+    """ledgers of promotions with a line that cannot be read, so that a champion may be an earlier one"""
 
     @property
     def is_needed(self) -> bool:
@@ -78,7 +80,7 @@ def repair_store(
     names given since images were written, and recorded failures are lost. The next ``icecore extract`` reads every
     image file, and computes only what is in no segment.
 
-    Damaged and unused files are moved to ``quarantine/`` in the store. Bundles are left alone.
+    Damaged and unused files are moved to ``quarantine/`` in the store. Bundles are left alone, and the champions stay.
 
     Parameters
     ----------
@@ -117,7 +119,7 @@ def repair_store(
             _clear(leftovers, moves)
             return RepairReport(
                 dry_run, 0, why, tuple(moves.done), made.written, made.lost, made.versions, made.images,
-                made.ambiguous, made.odd_cards,
+                made.ambiguous, made.odd_cards, made.odd_ledgers,
             )  # fmt: skip
         with _opened(folder, dry_run=dry_run) as db:
             names, leftovers = segment_files(folder)

@@ -131,5 +131,23 @@ CREATE TABLE refusals (
     PRIMARY KEY (content_id, column_id, added_in)
 ) STRICT, WITHOUT ROWID;
 
+-- Which bundle of a name is in use: of the highest number. One row a promotion or rollback (kind); rows stay for ever.
+-- `restores` is the number of the promotion that a rollback goes back to. Stores of earlier releases lack the table.
+CREATE TABLE IF NOT EXISTS promotions (
+    name TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    bundle TEXT NOT NULL,
+    card_sha256 TEXT NOT NULL,
+    created TEXT NOT NULL,
+    who TEXT NOT NULL,
+    why TEXT NOT NULL,
+    forced INTEGER NOT NULL,
+    restores INTEGER,
+    metrics TEXT NOT NULL,
+    config TEXT NOT NULL,
+    PRIMARY KEY (name, number)
+) STRICT, WITHOUT ROWID;
+
 -- Segments about to be named: one that is here and not in `segments` was cut off before its commit.
 CREATE TABLE intents (uuid TEXT PRIMARY KEY, path TEXT NOT NULL) STRICT, WITHOUT ROWID;
