@@ -33,6 +33,7 @@ COMMANDS = {
     "demo": "Run the whole job on bundled digits, offline, and write a report.",
     "doctor": "Look at libraries, devices, disk and store: what will break, and the cure.",
     "extract": "Push images through a frozen network and store pooled activations.",
+    "finetune": "Train the last layers of the backbone on training rows; new weights for extract.",
     "layers": "List a network's layers with their shapes and pooled widths.",
     "predict": "Label images with a trained bundle.",
     "store": "Look into a feature store and keep it in order.",

@@ -7,13 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
 from .config_types import (
     ConfigPath,
@@ -27,20 +21,18 @@ from .config_types import (
     OuterFolds,
     PoolingName,
     Positive,
+    Section,
     Share,
     parse_bytes,
 )
+from .finetune_config import Finetune
 from .loading import ConfigError, load_config
 from .task_choices import AnyModelName, MetricName, check_choices
 
-__all__ = ["ConfigError", "ExtractConfig", "Source", "TrainConfig", "load_config"]
+__all__ = ["ConfigError", "ExtractConfig", "FinetuneConfig", "Source", "TrainConfig", "load_config"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
-
-
-class Source(_Section):
+class Source(Section):
     """Where the images are: a folder, or a manifest that lists them."""
 
     folder: Annotated[ConfigPath | None, Field(strict=False)] = None
@@ -61,7 +53,7 @@ class Source(_Section):
         return self
 
 
-class Backbone(_Section):
+class Backbone(Section):
     """The frozen network and what is taken from it."""
 
     name: str
@@ -78,7 +70,7 @@ class Backbone(_Section):
     """keyword arguments of the builder; by default those that torchvision uses with these weights"""
 
 
-class Preprocess(_Section):
+class Preprocess(Section):
     """Changes to the weights' own preprocessing, and the views of an image."""
 
     like: str | None = None
@@ -106,7 +98,7 @@ class Preprocess(_Section):
         return self.model_dump(exclude={"like", "views", "store_views"}, exclude_none=True)
 
 
-class Compute(_Section):
+class Compute(Section):
     """How it is computed; nothing here changes a feature but precision."""
 
     device: Device = "auto"
@@ -124,7 +116,7 @@ class Compute(_Section):
     """images with more pixels are refused before they are decoded"""
 
 
-class Watch(_Section):
+class Watch(Section):
     """How a run is watched from outside; nothing here changes what is stored."""
 
     log: Annotated[LogPath | None, Field(strict=False)] = None
@@ -135,7 +127,7 @@ class Watch(_Section):
     """seconds between two heartbeats, and between two lines of progress"""
 
 
-class Labels(_Section):
+class Labels(Section):
     """What each image is."""
 
     csv: Annotated[ConfigPath | None, Field(strict=False)] = None
@@ -156,7 +148,7 @@ class Labels(_Section):
         return self
 
 
-class Split(_Section):
+class Split(Section):
     """Which images are held out."""
 
     by: Literal["given", "hash"] = "given"
@@ -165,7 +157,7 @@ class Split(_Section):
     """share held out by hash"""
 
 
-class Steps(_Section):
+class Steps(Section):
     """What is done to the features before a model, in this order; of lists, every combination is tried."""
 
     signed_sqrt: OneOrMore[bool] = (False,)
@@ -186,7 +178,7 @@ class Steps(_Section):
         return self
 
 
-class Train(_Section):
+class Train(Section):
     """What is tried on the features."""
 
     name: str = Field("default", pattern=r"^\w[\w.-]{0,127}$")
@@ -237,7 +229,7 @@ class Train(_Section):
         return self
 
 
-class Sweep(_Section):
+class Sweep(Section):
     """How a sweep goes over what ``train`` lists."""
 
     keep: int = Field(0, ge=0)
@@ -246,7 +238,7 @@ class Sweep(_Section):
     """folder of the leaderboard; by default in the store, under sweeps/NAME/"""
 
 
-class ExtractConfig(_Section):
+class ExtractConfig(Section):
     """What ``icecore extract`` reads; ``train``, ``labels``, ``split`` and ``sweep`` may stand in the same file."""
 
     store: Annotated[ConfigPath, Field(strict=False)]
@@ -262,9 +254,10 @@ class ExtractConfig(_Section):
     split: Split | None = None
     train: Train | None = None
     sweep: Sweep | None = None
+    finetune: Finetune | None = None
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """What ``icecore train`` and ``icecore sweep`` read; the sections of ``extract`` may stand in the same file."""
 
     store: Annotated[ConfigPath, Field(strict=False)]
@@ -280,6 +273,7 @@ class TrainConfig(_Section):
     preprocess: Preprocess | None = None
     compute: Compute | None = None
     watch: Watch | None = None
+    finetune: Finetune | None = None
 
     @model_validator(mode="after")
     def _has_labels_for_the_task(self) -> Self:
@@ -290,4 +284,23 @@ class TrainConfig(_Section):
                 f"labels.columns: a {self.train.task} has one column, found {len(self.labels.columns)}; "
                 'set train.task = "multilabel" for several'
             )
+        return self
+
+
+class FinetuneConfig(TrainConfig):
+    """What ``icecore finetune`` reads: all sections, those of ``extract`` among them."""
+
+    source: Source
+    backbone: Backbone
+    preprocess: Preprocess = Preprocess()
+    compute: Compute = Compute()
+    watch: Watch = Watch()
+    finetune: Finetune = Finetune()
+
+    @model_validator(mode="after")
+    def _has_classes(self) -> Self:
+        if self.train.task != "classification":
+            raise ValueError(f"train.task: fine-tuning learns classes, not a {self.train.task}")
+        if isinstance(self.compute.device, tuple) or self.compute.device == "cuda:all":
+            raise ValueError("compute.device: fine-tuning runs on one device")
         return self

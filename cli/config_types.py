@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from icecore.store import Pooling
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo
 
 __all__ = [
     "ConfigPath",
@@ -21,6 +21,7 @@ __all__ = [
     "OuterFolds",
     "PoolingName",
     "Positive",
+    "Section",
     "Share",
     "parse_bytes",
 ]
@@ -103,3 +104,9 @@ OuterFolds = Annotated[int, Field(ge=0, le=100), AfterValidator(_none_or_several
 T = TypeVar("T")
 OneOrMore = Annotated[tuple[T, ...], BeforeValidator(_listed), Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A table of a config file: frozen, and without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)

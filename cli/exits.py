@@ -58,6 +58,7 @@ _CONFIG_FAULTS = frozenset(
         "WeightsError",
         "UnknownModelError",
         "PreprocessError",
+        "TuningError",
     }
 )
 

@@ -21,6 +21,8 @@ from .errors import (
     RemovalRefusedError,
     SourceLostError,
     TraceError,
+    TuningDivergedError,
+    TuningError,
     UnknownLayerError,
     UnpoolableLayerError,
     WatchError,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from .comparing import Comparison, compare_precisions
     from .devices import choose_device, choose_precision
     from .events import Event
+    from .finetuning import TuningReport, finetune_backbone
     from .job import extract_images
     from .layers import LayerInfo, list_layers, resolve_layers
     from .machine import check_machine
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
     from .pretraining import pretrain
     from .report import ExtractReport, FailedImage
     from .transformer import FrozenBackbone
+    from .tuning_data import TrainingImage
+    from .tuning_loop import Epoch
+    from .tuning_options import TuningOptions
     from .watching import Watch
 
 __all__ = [
@@ -50,6 +56,7 @@ __all__ = [
     "Comparison",
     "CompileError",
     "DeviceError",
+    "Epoch",
     "Event",
     "ExtractError",
     "ExtractReport",
@@ -65,6 +72,11 @@ __all__ = [
     "RemovalRefusedError",
     "SourceLostError",
     "TraceError",
+    "TrainingImage",
+    "TuningDivergedError",
+    "TuningError",
+    "TuningOptions",
+    "TuningReport",
     "UnknownLayerError",
     "UnpoolableLayerError",
     "Watch",
@@ -77,6 +89,7 @@ __all__ = [
     "compare_precisions",
     "extract_images",
     "features_of",
+    "finetune_backbone",
     "known_backbones",
     "list_layers",
     "load_backbone",
@@ -90,6 +103,7 @@ _TORCHLESS = {
     "ExtractReport": "report",
     "FailedImage": "report",
     "Preprocess": "preprocess",
+    "TuningOptions": "tuning_options",
     "Watch": "watching",
     "check_machine": "machine",
     "require_pair": "pairing",
@@ -97,14 +111,18 @@ _TORCHLESS = {
 _WITH_TORCH = {
     "Backbone": "backbone",
     "Comparison": "comparing",
+    "Epoch": "tuning_loop",
     "FrozenBackbone": "transformer",
     "LayerInfo": "layers",
+    "TrainingImage": "tuning_data",
+    "TuningReport": "finetuning",
     "backbone_for": "backbone",
     "choose_device": "devices",
     "choose_precision": "devices",
     "compare_precisions": "comparing",
     "extract_images": "job",
     "features_of": "predicting",
+    "finetune_backbone": "finetuning",
     "known_backbones": "builders",
     "list_layers": "layers",
     "load_backbone": "backbone",

@@ -22,6 +22,8 @@ __all__ = [
     "RemovalRefusedError",
     "SourceLostError",
     "TraceError",
+    "TuningDivergedError",
+    "TuningError",
     "UnknownLayerError",
     "UnpoolableLayerError",
     "UntraceableError",
@@ -83,6 +85,14 @@ class ProcessLostError(DeviceError):
 
 class CompileError(ExtractError, RuntimeError):
     """The network cannot be compiled here, or its compiled form gives other features."""
+
+
+class TuningError(ExtractError, ValueError):
+    """Fine-tuning cannot be done as asked: options, rows or network do not allow it."""
+
+
+class TuningDivergedError(ExtractError, ArithmeticError):
+    """The loss became NaN or infinite; says at which step. What was best before is kept."""
 
 
 class WatchError(ExtractError, OSError):

@@ -26,6 +26,7 @@ from .errors import (
 )
 from .job import train_models
 from .labels import CsvLabels, FolderLabels, Labels, labels_from_csv, labels_from_folders
+from .linear_head import fit_head
 from .metrics import METRICS, Evaluation
 from .models import MODELS
 from .probe import Probe, probe_features
@@ -76,6 +77,7 @@ __all__ = [
     "UnknownModelError",
     "UntrustedTypeError",
     "every_combination",
+    "fit_head",
     "labels_from_csv",
     "labels_from_folders",
     "load_bundle",

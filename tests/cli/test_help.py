@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 import pytest
-from icecore.cli.app import cli
+from icecore.cli.app import COMMANDS, cli
 
 Icecore = Callable[..., Any]
 
@@ -67,7 +67,7 @@ def test_every_option_has_help(words: tuple[str, ...]) -> None:
     [
         (("strore",), "no command 'strore'; did you mean 'store'?"),
         (("extrakt", "x.toml"), "no command 'extrakt'; did you mean 'extract'?"),
-        (("nosuch",), "no command 'nosuch'; there are demo, doctor, extract, layers, predict, store, sweep, train"),
+        (("nosuch",), f"no command 'nosuch'; there are {', '.join(sorted(COMMANDS))}"),
         (("no\udcffsuch",), "no command 'no\\udcffsuch'; there are"),
         (("store", "shwo"), "No such command 'shwo'. Did you mean 'show'?"),
         (("extract", "x.toml", "--dryrun"), "--dry-run"),
