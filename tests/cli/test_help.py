@@ -29,7 +29,7 @@ TREE = sorted(walk(cli, ()))
 
 def test_the_tree_holds_what_is_documented() -> None:
     assert {" ".join(words) for words in TREE} == {
-        "", "demo", "doctor", "extract", "layers", "predict", "sweep", "train",
+        "", "demo", "doctor", "extract", "finetune", "layers", "predict", "sweep", "train",
         "store", "store ls", "store show", "store verify",
         "store repair", "store compact",
         "store status", "store errors", "store du", "store export",
