@@ -132,7 +132,7 @@ def _pretrain(folder: Path, source: list[tuple[Path, int]], config: ExtractConfi
     weights = local_path(config.backbone.weights, folder)
     assert isinstance(weights, Path)  # the demo's config names a file
     images, classes = zip(*source, strict=True)
-    with progress_bar("pretrain", unit="step") as progress:
+    with progress_bar("pretrain", unit="epoch") as progress:
         report = pretrain(
             config.backbone.name,
             images,
@@ -140,9 +140,9 @@ def _pretrain(folder: Path, source: list[tuple[Path, int]], config: ExtractConfi
             weights,
             preprocess=Preprocess().changed(config.preprocess.changes()),
             epochs=EPOCHS,
-            progress=progress,
+            progress=lambda epoch: progress(epoch.epoch, epoch.epochs),
         )
-    return f"      source task: {report.accuracy:.1%} of its training images right"
+    return f"      source task: {report.accuracy:.1%} of its validation images right"
 
 
 class _Clock:

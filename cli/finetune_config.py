@@ -58,8 +58,9 @@ class Finetune(Section):
     """longest gradient; 0: any"""
     average: Part = 0.0
     """decay of an average over the weights of past steps that is taken in their place, 0.99 say; 0: none"""
-    augment: Literal["none", "light", "colour", "rand"] = "light"
-    """light: random crops of half the area or more, and flips; colour, rand: more than that; none: as it is"""
+    augment: Literal["none", "shift", "light", "colour", "rand"] = "light"
+    """light: random crops of half the area or more, and flips; colour, rand: more than that; shift: by an eighth of the
+    side, no flips; none: as it is"""
     views: Count = 0
     """random views of each image, made once; 0: new ones in every epoch"""
     mixup: Least = 0.0

@@ -42,6 +42,12 @@ def augmentation(name: Augment, preprocess: Preprocess) -> Callable[[Image.Image
     if name == "none":
         return None
     side, how = preprocess.crop, _INTERPOLATION[preprocess.interpolation]
+    if name == "shift":
+        resize = v2.Resize(preprocess.resize, interpolation=how, antialias=True)
+        shifted: Callable[[Image.Image], Any] = v2.Compose(
+            [resize, v2.CenterCrop(side), v2.RandomCrop(side, padding=side // 8, padding_mode="edge")]
+        )
+        return shifted
     steps: list[Any] = [v2.RandomResizedCrop(side, scale=_SCALE, interpolation=how, antialias=True)]
     steps.append(v2.RandomHorizontalFlip())
     if name == "colour":

@@ -1,25 +1,27 @@
-"""Train a small network from random initialisation, to have a frozen one where no published weights can be had.
+"""Train a network from random initialisation, to have a frozen one where no published weights can be had.
 
-For images that fit in memory; `icecore demo` makes its source task with it.
+The loop is that of fine-tuning, with everything unfrozen; `icecore demo` makes its source task with it.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from icecore.store.durable import write_bytes
-from torch import Tensor, nn
 
+from .backbone import Backbone
 from .builders import find_builder
 from .devices import choose_device
-from .loaders import open_loader
 from .preprocess import Preprocess
+from .tuning_data import Images, TrainingImage
+from .tuning_loop import Epoch
+from .tuning_opening import open_loop
+from .tuning_options import TuningOptions
+from .tuning_state import TuningState
+from .weights import Loading, hashed_names
 
 __all__ = ["PretrainReport", "pretrain"]
 
@@ -29,11 +31,13 @@ class PretrainReport:
     """What came of it."""
 
     loss: float
-    """cross-entropy of the last epoch, with label smoothing"""
+    """cross-entropy of the images kept for validation"""
     accuracy: float
-    """share of the training images called right at the end"""
+    """share of these called right"""
     parameters: int
     """trained parameters"""
+    epoch: int
+    """epoch whose weights these are"""
 
 
 def pretrain(
@@ -48,12 +52,14 @@ def pretrain(
     learning_rate: float = 3e-3,
     seed: int = 0,
     device: str = "auto",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    workers: int = 0,
+    progress: Callable[[Epoch], None] = lambda epoch: None,
 ) -> PretrainReport:
     """Train a torchvision model on labelled images and save its weights; torch's random state stays as it was.
 
-    AdamW under a one-cycle schedule (Smith & Topin 2018), label smoothing 0.1, random shifts of up to an eighth of
-    the side. Weights of the classifier are saved too; extraction ignores what lies beyond its deepest layer.
+    All of it learns at one rate, batch norms included, on images shifted by up to an eighth of their side. The epoch
+    with the lowest loss on a validation part of 15 % is kept. Weights of the classifier are saved too; extraction
+    ignores what lies beyond its deepest layer.
 
     Parameters
     ----------
@@ -65,92 +71,72 @@ def pretrain(
         ``.safetensors`` file to write; it appears whole or not at all.
     preprocess
         Size and normalisation.
-    epochs, batch_size, learning_rate, seed, device
-        The usual; the same seed gives the same weights on the same machine and thread count.
+    epochs, batch_size, learning_rate, seed, device, workers
+        As ``TuningOptions`` and ``finetune_backbone`` take them; the same seed gives the same weights on the same
+        machine and thread count.
     progress
-        Called after each step with steps done and to do.
+        Called after each epoch.
 
     Raises
     ------
     ValueError
-        When there are fewer images than one batch, or not one label an image.
-    ImageError
-        When an image cannot be read.
+        When there is not one label an image.
+    TuningError
+        When images cannot be read, or are too few to keep some for validation.
     """
     from safetensors.torch import save
 
-    if len(images) != len(labels) or len(images) < batch_size:
-        raise ValueError(
-            f"pretrain: {len(images)} images, {len(labels)} labels; give one each, and at least {batch_size}"
+    if len(images) != len(labels):
+        raise ValueError(f"pretrain: {len(images)} images, {len(labels)} labels; give one each")
+    classes = [str(label) for label in range(max(labels) + 1)]
+    options = TuningOptions(
+        unfreeze="all",
+        epochs=epochs,
+        head_epochs=0,
+        start="random",
+        learning_rate=learning_rate,
+        head_learning_rate=learning_rate,
+        layer_decay=1.0,
+        batch_size=batch_size,
+        batch_norm="train",
+        augment="shift",
+        patience=0,
+        seed=seed,
+    )
+    rows = [TrainingImage(str(path), path, label) for path, label in zip(images, labels, strict=True)]
+    backbone = _untrained(name, len(classes), preprocess)
+    with tempfile.TemporaryDirectory(prefix="icecore-pretrain-") as folder:
+        opened = open_loop(
+            backbone,
+            Images(rows, preprocess, augment=options.augment, seed=seed),
+            classes=classes,
+            options=options,
+            start_head=None,
+            device=choose_device(device),
+            workers=workers,
+            threads=None,
+            folder=Path(folder),
         )
-    where = choose_device(device)
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        torch.manual_seed(seed)
-        net, report = _train(name, images, labels, preprocess, where, epochs, batch_size, learning_rate, seed, progress)
-    tensors = {key: tensor.cpu().contiguous() for key, tensor in net.state_dict().items()}
-    write_bytes(out, save(tensors))
-    return report
+        with opened as loop:
+            state = loop.run(TuningState(), progress)
+    assert state.best is not None  # the backbone learns from the first epoch on
+    best = next(epoch for epoch in state.history if epoch["epoch"] == state.best.epoch)
+    tensors = {**backbone.module.state_dict(), **state.best.tensors}
+    write_bytes(out, save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}))
+    parameters = sum(parameter.numel() for parameter in backbone.module.parameters())
+    return PretrainReport(best["validation_loss"], best["validation_accuracy"], parameters, state.best.epoch)
 
 
-def _train(
-    name: str,
-    images: Sequence[Path],
-    labels: Sequence[int],
-    preprocess: Preprocess,
-    where: torch.device,
-    *schedule: Any,
-) -> tuple[nn.Module, PretrainReport]:
-    net = find_builder(name).build({"num_classes": max(labels) + 1}).requires_grad_(True).to(where)
-    pixels = _pixels(images, preprocess, where).to(where)  # (N, 3, H, W)
-    classes = torch.tensor(labels, device=where)  # (N,)
-    loss = _fit(net, pixels, classes, *schedule)
-    net.eval()
-    with torch.inference_mode():
-        called = torch.cat([net(chunk).argmax(1) for chunk in torch.split(pixels, 256)])
-    accuracy = float((called == classes).float().mean())
-    return net, PretrainReport(loss, accuracy, sum(p.numel() for p in net.parameters()))
-
-
-def _pixels(images: Sequence[Path], preprocess: Preprocess, where: torch.device) -> Tensor:
-    """Load all images, normalised: (N, 3, H, W) float32."""
-    with closing(open_loader(preprocess, device=where)) as loader:
-        raw = torch.from_numpy(np.stack([loader.load(path.read_bytes()) for path in images]))
-    mean = torch.tensor(preprocess.mean)[:, None, None]
-    std = torch.tensor(preprocess.std)[:, None, None]
-    return (raw.float() / 255 - mean) / std
-
-
-def _fit(
-    net: nn.Module,
-    pixels: Tensor,
-    classes: Tensor,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    progress: Callable[[int, int], None],
-) -> float:
-    """Run the schedule; give the mean loss of the last epoch."""
-    chance = torch.Generator().manual_seed(seed)
-    steps = len(pixels) // batch_size
-    optimizer = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)
-    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
-    reach = pixels.shape[-1] // 8
-    losses: list[float] = []
-    net.train()
-    for epoch in range(epochs):
-        losses.clear()
-        for step, chosen in enumerate(
-            torch.randperm(len(pixels), generator=chance)[: steps * batch_size].view(steps, -1)
-        ):
-            shift = torch.randint(-reach, reach + 1, (2,), generator=chance).tolist()
-            batch = pixels[chosen.to(pixels.device)].roll(shift, (2, 3))  # (B, 3, H, W)
-            loss = criterion(net(batch), classes[chosen.to(pixels.device)])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-            progress(epoch * steps + step + 1, epochs * steps)
-    return sum(losses) / len(losses)
+def _untrained(name: str, classes: int, preprocess: Preprocess) -> Backbone:
+    builder = find_builder(name)
+    arguments = {"num_classes": classes}
+    module = builder.build(arguments)
+    return Backbone(
+        builder=builder,
+        module=module,
+        arguments=arguments,
+        preprocess=preprocess,
+        weights_sha256="",
+        source={"backbone": builder.name, "weights": None, "preprocess": "given field by field"},
+        loading=Loading(hashed_names(module), frozenset(), {}, frozenset()),
+    )

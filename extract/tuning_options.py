@@ -13,10 +13,10 @@ __all__ = ["Augment", "TuningOptions", "Unfreeze"]
 Unfreeze = int | Literal["all"] | Sequence[str]
 """the last so many layers with weights (0: none but the head), all, or globs over module names: ``layer4``,
 ``features.1[0-2]*``"""
-Augment = Literal["none", "light", "colour", "rand"]
+Augment = Literal["none", "shift", "light", "colour", "rand"]
 """``light``: random resized crop (half of the area or more) and flip; ``colour``: these, and brightness, contrast and
-saturation by up to 0.3; ``rand``: those of ``light``, and RandAugment's two operations; ``none``: the image as
-extraction sees it"""
+saturation by up to 0.3; ``rand``: those of ``light``, and RandAugment's two operations; ``shift``: the image as
+extraction sees it, moved by up to an eighth of its side; ``none``: not even that"""
 Start = Literal["logistic_regression", "random"]
 KeepPrefix = Literal["auto", "always", "never"]
 

@@ -68,6 +68,7 @@ def test_what_a_room_offers_is_in_all_and_is_there(room: str) -> None:
     ("room", "title", "end"),
     [
         ("store", "## The ground floor", "\n\nA row that is written"),
+        ("extract", "## The extraction room", "\n\nAn image goes"),
         ("train", "## The training room", "\n\nA cell goes"),
     ],
 )

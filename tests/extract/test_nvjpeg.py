@@ -23,7 +23,6 @@ from icecore.extract import (
     features_of,
     load_backbone,
     nvjpeg,
-    pretrain,
 )
 from icecore.extract.comparing import cosines
 from icecore.extract.decoding import decode_image
@@ -126,7 +125,7 @@ def test_predictions_take_the_way_that_the_contract_says(extract: Extract, folde
         np.testing.assert_allclose(found[report.columns[0]], row, rtol=1e-4, atol=1e-6)
 
 
-def test_canaries_precisions_and_training_go_to_the_device_too(
+def test_canaries_and_precisions_go_to_the_device_too(
     extract: Extract, folder: Path, own_net: str, jpeg_device: Any, tmp_path: Path
 ) -> None:
     extract(folder, preprocess=BY_DEVICE)
@@ -140,13 +139,6 @@ def test_canaries_precisions_and_training_go_to_the_device_too(
     settle_precision(backbone, columns, scan_folder(folder), torch.device("cpu"), stored=None)
     has_bf16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
     assert sum(jpeg_device.calls) == (8 if has_bf16 else 0)
-    jpeg_device.calls.clear()
-    images = sorted(folder.glob("0*.jpg"))
-    pretrain(
-        "squeezenet1_1", images, [n % 2 for n in range(10)], tmp_path / "w.safetensors",
-        preprocess=BY_DEVICE, epochs=1, batch_size=5, device="cpu",
-    )  # fmt: skip
-    assert sum(jpeg_device.calls) == 10
 
 
 def test_changed_pixels_of_the_device_stop_the_next_run(

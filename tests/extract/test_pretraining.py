@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from icecore.extract import Preprocess, load_backbone, pretrain
+from icecore.extract import Epoch, Preprocess, TuningError, load_backbone, pretrain
+from icecore.extract.builders import find_builder
+from icecore.extract.weight_files import read_weights
 from PIL import Image
 
 
@@ -47,7 +49,7 @@ def test_weights_appear_whole_or_not_at_all(train: Callable[..., Any], tmp_path:
     out = tmp_path / "w.safetensors"
     out.write_bytes(b"the old ones")
 
-    def stop(done: int, total: int) -> None:
+    def stop(epoch: Epoch) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -60,6 +62,25 @@ def test_weights_appear_whole_or_not_at_all(train: Callable[..., Any], tmp_path:
     assert [path.name for path in tmp_path.glob("*.tmp")] == []
 
 
-def test_too_few_images_are_refused(train: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="8 images, 8 labels; give one each, and at least 9"):
-        train(tmp_path / "w.safetensors", batch_size=9)
+def test_batch_norms_and_the_first_layer_learn(tmp_path: Path, noise: Callable[..., Image.Image]) -> None:
+    paths = [tmp_path / f"{n}.png" for n in range(8)]
+    for n, path in enumerate(paths):
+        noise(32, 32, seed=n).save(path)
+    small = Preprocess(resize=32, crop=32)
+    labels = [n % 2 for n in range(8)]
+    pretrain("resnet18", paths, labels, tmp_path / "w.safetensors", preprocess=small, epochs=1, device="cpu")
+    after = read_weights(tmp_path / "w.safetensors")
+    before = find_builder("resnet18").build({"num_classes": 2}).state_dict()
+    for name in ("conv1.weight", "bn1.running_mean", "layer4.1.bn2.running_var", "fc.bias"):
+        assert not torch.equal(after[name], before[name]), name
+
+
+def test_too_few_images_are_refused(tmp_path: Path, noise: Callable[..., Image.Image]) -> None:
+    paths = [tmp_path / f"{n}.png" for n in range(2)]
+    for n, path in enumerate(paths):
+        noise(32, 32, seed=n).save(path)
+    small = Preprocess(resize=32, crop=32)
+    with pytest.raises(TuningError, match="0 of 2 images for validation"):
+        pretrain("squeezenet1_1", paths, [0, 1], tmp_path / "w.safetensors", preprocess=small, device="cpu")
+    with pytest.raises(ValueError, match="2 images, 1 labels"):
+        pretrain("squeezenet1_1", paths, [0], tmp_path / "w.safetensors", preprocess=small, device="cpu")

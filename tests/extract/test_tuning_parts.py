@@ -189,7 +189,7 @@ def test_blocks_begin_after_the_head_and_one_after_the_other_when_gradual() -> N
         ({"clip": -1.0}, "clip: 0 or more"),
         ({"label_smoothing": 1.0}, "label_smoothing: from 0 to below 1"),
         ({"validation": 0.0}, "validation: above 0"),
-        ({"augment": "much"}, "augment: one of none, light"),
+        ({"augment": "much"}, "augment: one of none, shift"),
         ({"keep_prefix": "always"}, "views that are new in every epoch cannot be kept"),
         ({"mixup": 0.2, "views": 2}, "mixup and cutmix"),
         ({"cutmix": 0.2, "class_weight": "balanced"}, "no class_weight"),
@@ -200,7 +200,7 @@ def test_options_out_of_range_are_refused_by_name(wrong: dict[str, Any], told: s
         TuningOptions(**wrong)
 
 
-@pytest.mark.parametrize("name", ["light", "colour", "rand"])
+@pytest.mark.parametrize("name", ["shift", "light", "colour", "rand"])
 def test_a_view_follows_from_its_seed_and_leaves_torchs_random_state_alone(name: Any) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
     transform = augmentation(name, SMALL)
