@@ -103,6 +103,11 @@ class FeatureSet:
         with self._snapshot() as db:
             return [decode_id(key) for key in reading.ids_as_of(db, self._set_id, self._head(db, version))]
 
+    def contents(self, *, version: int | str | None = None) -> dict[str, bytes]:
+        """Give the sha256 of the file, 32 bytes, of each image that has features, by id, in the order of the ids."""
+        with self._snapshot() as db:
+            return reading.contents_as_of(db, self._set_id, self._head(db, version))
+
     def failures(self, *, version: int | str | None = None) -> tuple[Failure, ...]:
         """Give the images that gave no features, or not those of a column, in the order of their ids."""
         with self._snapshot() as db:

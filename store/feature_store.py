@@ -25,6 +25,7 @@ from .durable import make_folder
 from .errors import SetNotFoundError, StoreError
 from .feature_set import FeatureSet
 from .sqlite_file import Unlocked, readable, stamp_of
+from .states import find_generations, locate_state
 from .writer import Writer
 
 __all__ = ["FeatureStore"]
@@ -239,6 +240,29 @@ class FeatureStore:
         """
         with self.snapshot() as db:
             return diff_states(db, self.path, a, b)
+
+    def at(self, name: str) -> FeatureSet:
+        """Give a state by its name, pinned: whatever is committed meanwhile, every call reads the same.
+
+        Parameters
+        ----------
+        name
+            A set, ``SET@VERSION`` or ``SET@TAG``, or the uuid of a generation (6 digits or more), which stands for
+            the newest version that shows it.
+
+        Raises
+        ------
+        SetNotFoundError, VersionNotFoundError, GenerationNotFoundError
+            When there is no such state, or it can no longer be read, or not yet.
+        """
+        with self.snapshot() as db:
+            set_name, version = locate_state(db, self.path, name)
+            return self[set_name].as_of(version)
+
+    def generations(self, contract: Contract) -> tuple[tuple[str, str], ...]:
+        """Give set and uuid of the generations under this base contract, the newest first."""
+        with self.snapshot() as db:
+            return find_generations(db, contract)
 
     @property
     def models_path(self) -> Path:

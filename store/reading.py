@@ -14,14 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from .catalog import CATALOG, CURE, Head, columns_of
+from .contents import load_contents
 from .contract import Column
 from .errors import StoreDamagedError
 from .holdings import load_held, load_refused, unpack_ids
 from .places import Extent, Places
+from .scan import decode_id
 
 __all__ = [
     "alive_images",
     "columns_as_of",
+    "contents_as_of",
     "count_as_of",
     "failures_as_of",
     "find_lacking",
@@ -114,6 +117,20 @@ def ids_as_of(db: sqlite3.Connection, set_id: int, head: Head) -> list[bytes]:
         keys = names_of(names)
         ids += keys if some.all() else [keys[i] for i in some.nonzero()[0].tolist()]
     return ids
+
+
+def contents_as_of(db: sqlite3.Connection, set_id: int, head: Head) -> dict[str, bytes]:
+    """Give the sha256 of the file of each image that has any vector, by id, in the order of the ids."""
+    held = load_held(db, head.generation_id, list(columns_of(db, head.generation_id).values()), head.as_of)
+    known = load_contents(db)
+    found: dict[str, bytes] = {}
+    for names, contents in alive_images(db, set_id, head.as_of):
+        if int(contents.max(initial=0)) >= known.known.size or not known.known[contents].all():
+            raise StoreDamagedError(f"{CATALOG}: the content of an image is not listed; {CURE}")
+        has = ~held.is_empty(contents)
+        keys, digests = names_of(names), known.digests[contents]
+        found.update((decode_id(keys[i]), digests[i].tobytes()) for i in has.nonzero()[0].tolist())
+    return found
 
 
 def count_as_of(db: sqlite3.Connection, contents: np.ndarray, generation_id: int, column_id: int, as_of: int) -> int:

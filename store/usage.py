@@ -20,7 +20,7 @@ from .errors import RefusedError
 
 __all__ = ["GenerationUsage", "StoreUsage", "store_usage"]
 
-KINDS = ("catalog", "canaries", "models", "sweeps", "weights", "quarantine", "strays", "other")
+KINDS = ("catalog", "canaries", "models", "sweeps", "comparisons", "weights", "quarantine", "strays", "other")
 State = Literal["read", "filling", "old"]
 
 
@@ -155,4 +155,5 @@ def _kind(name: str) -> str:
         return "catalog"
     if top == "segments":
         return "strays"
-    return top if below and top in ("canaries", "models", "sweeps", "weights", "quarantine") else "other"
+    known = top in KINDS and top not in ("catalog", "strays")
+    return top if below and known else "other"
