@@ -9,12 +9,17 @@ Examples
 """
 
 from .bundle import Bundle, load_bundle
+from .compare import compare_generations
+from .comparison import GenerationComparison
 from .data import Dataset, load_dataset
 from .errors import (
     BundleError,
+    ComparisonError,
     DatasetError,
     FeatureMismatchError,
     FoldError,
+    HeldOutDiffersError,
+    HeldOutSeenError,
     LabelError,
     MemoryLimitError,
     MissingExtraError,
@@ -48,6 +53,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Cell",
+    "ComparisonError",
     "CsvLabels",
     "Dataset",
     "DatasetError",
@@ -55,8 +61,11 @@ __all__ = [
     "FeatureMismatchError",
     "FoldError",
     "FolderLabels",
+    "GenerationComparison",
     "GivenSplit",
     "HashSplit",
+    "HeldOutDiffersError",
+    "HeldOutSeenError",
     "LabelError",
     "LabelledRows",
     "Labels",
@@ -76,6 +85,7 @@ __all__ = [
     "TrainResult",
     "UnknownModelError",
     "UntrustedTypeError",
+    "compare_generations",
     "every_combination",
     "fit_head",
     "labels_from_csv",

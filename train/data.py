@@ -24,6 +24,8 @@ __all__ = [
     "Dataset",
     "Provenance",
     "check_finite",
+    "covered_by_all",
+    "in_order",
     "load_dataset",
     "pin",
     "read_dataset",
@@ -158,10 +160,26 @@ def read_rows(
     LabelError, SplitError, DatasetError
         See ``load_dataset``.
     """
+    covered, failed = covered_by_all(feature_set, layers)
+    return label_rows(covered, failed=in_order(failed), labels=labels or FolderLabels(), split=split, task=task)
+
+
+def covered_by_all(feature_set: FeatureSet, layers: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Give the images that every one of these layers covers, in the store's order, and those that failed.
+
+    Raises
+    ------
+    icecore.store.IncompleteColumnError
+        When a layer lacks images that have not failed.
+    """
     stored = feature_set.ids()
-    covered = _covered_by_all(feature_set, layers, stored)
-    failed = {*stored, *(failure.id for failure in feature_set.failures())}.difference(covered)
-    return label_rows(covered, failed=_in_order(failed), labels=labels or FolderLabels(), split=split, task=task)
+    covered = _covered(feature_set, layers, stored)
+    return covered, {*stored, *(failure.id for failure in feature_set.failures())}.difference(covered)
+
+
+def in_order(ids: Iterable[str]) -> list[str]:
+    """Sort ids as the store does, by their bytes."""
+    return sorted(ids, key=lambda image: image.encode("utf-8", "surrogateescape"))
 
 
 def read_dataset(feature_set: FeatureSet, layers: str | Sequence[str], rows: LabelledRows) -> Dataset:
@@ -195,7 +213,7 @@ def _listed(layers: str | Sequence[str]) -> list[str]:
     return [layers] if isinstance(layers, str) else list(layers)
 
 
-def _covered_by_all(feature_set: FeatureSet, layers: Sequence[str], stored: Sequence[str]) -> list[str]:
+def _covered(feature_set: FeatureSet, layers: Sequence[str], stored: Sequence[str]) -> list[str]:
     """Give the images with a value in every layer; asks only the layers that do not cover all."""
     coverage = feature_set.coverage()
     covered = set(stored)
@@ -203,10 +221,6 @@ def _covered_by_all(feature_set: FeatureSet, layers: Sequence[str], stored: Sequ
         if coverage[feature_set.resolve(layer)] < len(stored):
             covered &= set(feature_set.array(layer).ids)
     return [image for image in stored if image in covered]
-
-
-def _in_order(ids: Iterable[str]) -> list[str]:
-    return sorted(ids, key=lambda image: image.encode("utf-8", "surrogateescape"))
 
 
 def _digest(row: NDArray[np.float32]) -> bytes:

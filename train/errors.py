@@ -12,9 +12,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BundleError",
+    "ComparisonError",
     "DatasetError",
     "FeatureMismatchError",
     "FoldError",
+    "HeldOutDiffersError",
+    "HeldOutSeenError",
     "LabelError",
     "MemoryLimitError",
     "MissingExtraError",
@@ -50,6 +53,26 @@ class FoldError(TrainError, ValueError):
 
     def __init__(self, message: str, *, label: str, count: int, folds: int) -> None:
         self.label, self.count, self.folds = label, count, folds
+        super().__init__(message)
+
+
+class ComparisonError(TrainError, ValueError):
+    """Two generations cannot be compared."""
+
+
+class HeldOutDiffersError(ComparisonError):
+    """The held-out images of two generations are not the same ones."""
+
+    def __init__(self, message: str, ids: Sequence[str]) -> None:
+        self.ids = tuple(ids)
+        super().__init__(message)
+
+
+class HeldOutSeenError(ComparisonError):
+    """Fine-tuning saw held-out images: their score would say nothing about images that it did not see."""
+
+    def __init__(self, message: str, ids: Sequence[str]) -> None:
+        self.ids = tuple(ids)
         super().__init__(message)
 
 

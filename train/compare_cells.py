@@ -1,0 +1,151 @@
+"""The parts of a comparison: cells beside each other, what each class gains or loses, what each side took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from icecore.store import FeatureStore
+from icecore.store.tunings import Tuning, tuned_weights_path
+from numpy.typing import NDArray
+
+from .cells import Trained
+from .compare_sides import Source
+from .comparison import ClassChange, Costs, PairedCell, Side, TuningCost
+from .errors import first_few
+from .plan import CellPlan
+from .resampling import Comparison, gaps_between, intervals_of
+from .rows import LabelledRows
+from .run import Run
+from .shared import each_layer
+
+__all__ = ["describe_side", "find_changes", "notes_on", "pair_cells", "pair_runs"]
+
+Layers = Sequence[str | Sequence[str]]
+
+FALL = 0.05
+"""Recall that a class may lose before it is named in a note."""
+
+
+def describe_side(store: FeatureStore, side: Source, run: Run, layers: Layers, plan: CellPlan) -> Side:
+    """Gather what is told of one side."""
+    winner, rows = run.kept[0], run.rows
+    coverage = side.features.coverage()
+    columns = dict.fromkeys(side.features.resolve(name) for name in each_layer(layers))
+    size = sum(coverage[column] * column.width * np.dtype(column.dtype).itemsize for column in columns)
+    resampled = rows.task.resampled(winner.predictions.y, winner.predictions.outputs)
+    return Side(
+        name=side.name,
+        provenance=run.provenance,
+        tunings=side.tunings,
+        winner=winner.cell,
+        predictions=winner.predictions,
+        intervals=intervals_of(
+            resampled, len(winner.predictions.y), groups=rows.held_out_groups, seed=plan.options.seed
+        ),
+        costs=Costs(
+            images=len(side.features.ids()),
+            bytes=size,
+            training_seconds=sum(cell.seconds for cell in run.cells),
+            tunings=tuple(_cost(store, tuning) for tuning in side.tunings),
+        ),
+    )
+
+
+def _cost(store: FeatureStore, tuning: Tuning) -> TuningCost:
+    path = tuned_weights_path(store.path, tuning.weights)
+    return TuningCost(
+        weights=tuning.weights,
+        seconds=tuning.seconds,
+        epochs=sum(epoch["epoch"] > 0 for epoch in tuning.epochs),
+        best_epoch=tuning.best_epoch,
+        images=len(tuning.seen_ids),
+        trained_parameters=tuning.trained_parameters,
+        bytes=path.stat().st_size if path.exists() else 0,
+        device=tuning.device,
+    )
+
+
+def pair_runs(
+    runs: Sequence[Run],
+    selections: Sequence[Layers],
+    sides: Sequence[Source],
+    rows: LabelledRows,
+    plan: CellPlan,
+) -> list[PairedCell]:
+    """Lay the cells of both sides beside each other, in the order of layers, steps and models."""
+    known = [{(item.cell.columns, item.cell.steps, item.cell.model): item for item in run.kept} for run in runs]
+    found = []
+    for both in zip(*selections, strict=True):
+        columns = [
+            tuple(side.features.resolve(name).name for name in each_layer([layer]))
+            for side, layer in zip(sides, both, strict=True)
+        ]
+        for steps in plan.steps:
+            for spec in plan.specs:
+                first, second = (cells[own, steps, spec.name] for cells, own in zip(known, columns, strict=True))
+                found.append(pair_cells(first, second, rows, plan))
+    return found
+
+
+def pair_cells(first: Trained, second: Trained, rows: LabelledRows, plan: CellPlan) -> PairedCell:
+    """Compare two cells on the held-out rows: the second one's scores minus the first one's."""
+    task, y = rows.task, first.predictions.y
+    ours, other = (task.resampled(y, each.predictions.outputs) for each in (second, first))
+    gaps = gaps_between(ours, other, len(y), groups=rows.held_out_groups, seed=plan.options.seed)
+    outputs = second.predictions.outputs, first.predictions.outputs
+    only_b, only_a, p_value = task.disagreement(y, *outputs) or (None, None, None)
+    return PairedCell(first.cell, second.cell, Comparison(len(y), only_b, only_a, p_value, gaps))
+
+
+def find_changes(first: Trained, second: Trained, rows: LabelledRows) -> tuple[ClassChange, ...]:
+    """Count by class, or label, the held-out rows that each side's winner finds."""
+    if rows.task.name == "regression":
+        return ()
+    y = rows.y_held_out
+    is_it = y.astype(bool) if y.ndim == 2 else y[:, None] == np.arange(len(rows.classes))  # (n, k)
+    found_a, found_b = (is_it & _called(each.predictions.outputs, several=y.ndim == 2) for each in (first, second))
+    changes = [
+        ClassChange(
+            label=label,
+            support=(n := int(is_it[:, i].sum())),
+            recall_a=float(found_a[:, i].sum() / max(n, 1)),
+            recall_b=float(found_b[:, i].sum() / max(n, 1)),
+            only_a=int((found_a & ~found_b)[:, i].sum()),
+            only_b=int((found_b & ~found_a)[:, i].sum()),
+        )
+        for i, label in enumerate(rows.classes)
+    ]
+    return tuple(sorted((change for change in changes if change.support), key=lambda c: (c.change, -c.support)))
+
+
+def _called(outputs: NDArray[np.floating[Any]], *, several: bool) -> NDArray[np.bool_]:
+    """Say which class each row is called, or which labels it is given: (n, k) bool."""
+    if several:
+        return np.asarray(outputs > 0.5)
+    return np.asarray(outputs.argmax(axis=1)[:, None] == np.arange(outputs.shape[1]))
+
+
+def notes_on(
+    sides: Sequence[Source],
+    runs: Sequence[Run],
+    left_out: Sequence[str],
+    classes: Sequence[ClassChange],
+    notes: Sequence[str],
+) -> list[str]:
+    """Give what a reader should know of rows, classes and sides; what is said of both sides is said once."""
+    told = list(notes)
+    if left_out:
+        told.append(
+            f"training images left out, because they are not on both sides alike: {len(left_out):,} "
+            f"({first_few(left_out)})"
+        )
+    fallen = [f"{c.label} {100 * c.change:+.1f} points" for c in classes if c.change <= -FALL]
+    if fallen:
+        told.append(f"classes that {sides[1].name} finds less often: {len(fallen):,} ({first_few(fallen)})")
+    shared = [note for note in runs[0].notes if note in runs[1].notes]
+    told += shared
+    for side, run in zip(sides, runs, strict=True):
+        told += [f"{side.name}: {note}" for note in run.notes if note not in shared]
+    return told

@@ -1,0 +1,175 @@
+"""What stands on the two sides of a comparison: which versions, and which fine-tunings made their backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from icecore.store import FeatureSet, FeatureStore, LayerNotFoundError, VersionNotFoundError
+from icecore.store.tunings import Tuning, read_tuning, tuned_weights_path
+
+from .errors import ComparisonError
+
+__all__ = ["Source", "choose_sides", "layers_of_both"]
+
+Layers = Sequence[str | Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One side of a comparison, before anything is trained."""
+
+    features: FeatureSet
+    """pinned to a version"""
+    name: str
+    """``SET@VERSION``"""
+    tunings: tuple[Tuning, ...]
+    """fine-tunings behind its backbone, the latest first; empty where it is as published"""
+
+
+def choose_sides(store: FeatureStore, a: str, b: str | None = None) -> tuple[Source, Source]:
+    """Find the two versions to compare.
+
+    Parameters
+    ----------
+    store
+        An open store.
+    a, b
+        Names as ``FeatureStore.at`` takes them. Without ``b``, ``a`` is a fine-tuned one and becomes the second side;
+        the first is the newest version of the generation that its backbone was tuned from.
+
+    Raises
+    ------
+    ComparisonError
+        When both are one and the same state; when there is no ``b`` and ``a`` is not fine-tuned, or its parent has no
+        features that can be read; when the record of a fine-tuning is gone.
+    icecore.store.StoreError
+        When there is no such state.
+    """
+    first = _source(store, a)
+    if b is None:
+        return _parent(store, first), first
+    second = _source(store, b)
+    same = first.features.generation == second.features.generation
+    if same and first.features.version == second.features.version:
+        raise ComparisonError(f"{a!r} and {b!r} are both {first.name}; name two versions that differ")
+    return first, second
+
+
+def layers_of_both(
+    a: Source, b: Source, layers: Layers, layers_b: Layers | None
+) -> tuple[tuple[str | tuple[str, ...], ...], tuple[str | tuple[str, ...], ...], tuple[str, ...]]:
+    """Give the selections of layers of each side, position by position beside each other, and notes on them.
+
+    Parameters
+    ----------
+    layers
+        Of both sides; all columns that both have by default.
+    layers_b
+        Of the second side, where its network names them otherwise.
+
+    Raises
+    ------
+    ComparisonError
+        When one side lacks a layer, the numbers differ, or there is nothing in common.
+    icecore.store.StoreError
+        When neither side has a layer, or a name stands for several columns.
+    """
+    if layers_b is not None and len(layers_b) != len(layers):
+        raise ComparisonError(
+            f"the second side has {len(layers_b)} selections of layers for {len(layers)} of the first; name as many, "
+            "in the order in which they stand beside each other"
+        )
+    if not layers:
+        return _common(a, b)
+    ours, theirs = _listed(layers), _listed(layers if layers_b is None else layers_b)
+    _require(a, b, ours, also=layers_b is None)
+    _require(b, a, theirs, also=layers_b is None)
+    return ours, theirs, ()
+
+
+def _source(store: FeatureStore, name: str) -> Source:
+    features = store.at(name)
+    return Source(features, f"{features.name}@{features.version}", _tunings(store, features))
+
+
+def _tunings(store: FeatureStore, features: FeatureSet) -> tuple[Tuning, ...]:
+    """Walk from a backbone to the one that it was tuned from, and on."""
+    found: list[Tuning] = []
+    weights = features.contract.weights
+    while tuning := read_tuning(store.path, weights):
+        found.append(tuning)
+        weights = tuning.parent.weights
+        if weights in {tuning.weights for tuning in found}:
+            raise ComparisonError(f"the records of fine-tuned weights {weights[:12]} name each other as parents")
+    if (path := tuned_weights_path(store.path, weights)).exists():
+        raise ComparisonError(
+            f"{path}: these weights were fine-tuned here and their record {path.with_suffix('.json').name} is gone: "
+            "nobody knows which images they have seen; put it back, or run `icecore finetune` again"
+        )
+    return tuple(found)
+
+
+def _parent(store: FeatureStore, tuned: Source) -> Source:
+    """Find the generation that a backbone was tuned from: by its uuid, or by its contract."""
+    if not tuned.tunings:
+        raise ComparisonError(
+            f"{tuned.name} is not of a fine-tuned backbone, so that it has no parent; name both sides: A and B"
+        )
+    tuning = tuned.tunings[0]
+    known = sorted(store.generations(tuning.parent), key=lambda found: found[0] != tuned.features.name)
+    tried = dict.fromkeys([*([tuning.parent_generation] if tuning.parent_generation else []), *(u for _, u in known)])
+    there = {uuid for _, uuid in known}
+    reasons = []
+    for uuid in (uuid for uuid in tried if uuid in there):
+        try:
+            return _source(store, uuid)
+        except VersionNotFoundError as exc:
+            reasons.append(str(exc))
+    told = "; ".join(reasons) or "no generation of this store was extracted with the weights that it was tuned from"
+    raise ComparisonError(
+        f"{tuned.name}: the features of the frozen backbone cannot be read ({told}); extract them into a set of their "
+        "own with `icecore extract CONFIG --set set=NAME`, and name both sides"
+    )
+
+
+def _common(
+    a: Source, b: Source
+) -> tuple[tuple[str | tuple[str, ...], ...], tuple[str | tuple[str, ...], ...], tuple[str, ...]]:
+    ours, theirs = ([column.name for column in side.features.columns] for side in (a, b))
+    both: tuple[str | tuple[str, ...], ...] = tuple(name for name in ours if name in theirs)
+    if not both:
+        raise ComparisonError(
+            f"{a.name} and {b.name} have no layer in common: {', '.join(ours)}; and {', '.join(theirs)}; name layers "
+            "of each, in the order in which they stand beside each other"
+        )
+    apart = {a.name: [name for name in ours if name not in theirs], b.name: [n for n in theirs if n not in ours]}
+    notes = tuple(f"layers of {side} alone, left out: {', '.join(names)}" for side, names in apart.items() if names)
+    return both, both, notes
+
+
+def _require(side: Source, other: Source, layers: Layers, *, also: bool) -> None:
+    """Refuse a layer that this side lacks; where the other side has it, say how to get it."""
+    for name in dict.fromkeys(name for entry in layers for name in ([entry] if isinstance(entry, str) else entry)):
+        try:
+            side.features.resolve(name)
+        except LayerNotFoundError as exc:
+            if not also or not _has(other, name):
+                raise
+            has = ", ".join(column.name for column in side.features.columns)
+            raise ComparisonError(
+                f"layer {name!r} is in {other.name} and not in {side.name}, which has {has}; extract it there too, or "
+                "leave it out"
+            ) from exc
+
+
+def _has(side: Source, name: str) -> bool:
+    try:
+        side.features.resolve(name)
+    except LayerNotFoundError:
+        return False
+    return True
+
+
+def _listed(layers: Layers) -> tuple[str | tuple[str, ...], ...]:
+    return tuple(entry if isinstance(entry, str) else tuple(entry) for entry in layers)
