@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["command", "echo", "main"]
 
 COMMANDS = {
+    "compare": "Say whether one generation of features is worth more than another.",
     "demo": "Run the whole job on bundled digits, offline, and write a report.",
     "doctor": "Look at libraries, devices, disk and store: what will break, and the cure.",
     "extract": "Push images through a frozen network and store pooled activations.",
@@ -49,6 +50,7 @@ icecore layers resnet18                # what can be extracted
 icecore extract experiment.toml        # images -> features, incremental
 icecore train experiment.toml          # features -> classifiers -> report.html
 icecore sweep experiment.toml          # layers x poolings x models -> leaderboard
+icecore compare A B --config e.toml    # was fine-tuning worth it?
 icecore predict BUNDLE photos/         # new images -> labels
 """
 """``\\b`` keeps click from filling the lines of the paragraph that follows."""

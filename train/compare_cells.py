@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -144,8 +145,15 @@ def notes_on(
     fallen = [f"{c.label} {100 * c.change:+.1f} points" for c in classes if c.change <= -FALL]
     if fallen:
         told.append(f"classes that {sides[1].name} finds less often: {len(fallen):,} ({first_few(fallen)})")
-    shared = [note for note in runs[0].notes if note in runs[1].notes]
-    told += shared
-    for side, run in zip(sides, runs, strict=True):
-        told += [f"{side.name}: {note}" for note in run.notes if note not in shared]
+    found = [_of_the_rows(run) for run in runs]
+    told += [note for note in found[0] if note in found[1]]
+    for side, ours, other in zip(sides, found, reversed(found), strict=True):
+        told += [f"{side.name}: {note}" for note in ours if note not in other]
     return told
+
+
+def _of_the_rows(run: Run) -> list[str]:
+    """Give the notes of a run without doubtful labels, which are no matter of a comparison."""
+    checks = run.evidence.checks
+    doubts = set(checks.notes()).difference(replace(checks, suspects=()).notes())
+    return [note for note in run.notes if note not in doubts]

@@ -81,11 +81,18 @@ def layers_of_both(
             "in the order in which they stand beside each other"
         )
     if not layers:
-        return _common(a, b)
+        found, notes = _common(a, b)
+        return found, found, (*notes, *_other_network(a, b))
     ours, theirs = _listed(layers), _listed(layers if layers_b is None else layers_b)
     _require(a, b, ours, also=layers_b is None)
     _require(b, a, theirs, also=layers_b is None)
-    return ours, theirs, ()
+    return ours, theirs, _other_network(a, b) if layers_b is None else ()
+
+
+def _other_network(a: Source, b: Source) -> tuple[str, ...]:
+    """Say so where layers of one name are of two networks."""
+    ours, theirs = a.features.contract.architecture, b.features.contract.architecture
+    return () if ours == theirs else (f"{ours} and {theirs} are compared at the layers that have the same names",)
 
 
 def _source(store: FeatureStore, name: str) -> Source:
@@ -133,19 +140,19 @@ def _parent(store: FeatureStore, tuned: Source) -> Source:
     )
 
 
-def _common(
-    a: Source, b: Source
-) -> tuple[tuple[str | tuple[str, ...], ...], tuple[str | tuple[str, ...], ...], tuple[str, ...]]:
+def _common(a: Source, b: Source) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Give the columns that both sides have, and say which ones are left out."""
     ours, theirs = ([column.name for column in side.features.columns] for side in (a, b))
-    both: tuple[str | tuple[str, ...], ...] = tuple(name for name in ours if name in theirs)
+    both = tuple(name for name in ours if name in theirs)
     if not both:
         raise ComparisonError(
             f"{a.name} and {b.name} have no layer in common: {', '.join(ours)}; and {', '.join(theirs)}; name layers "
             "of each, in the order in which they stand beside each other"
         )
     apart = {a.name: [name for name in ours if name not in theirs], b.name: [n for n in theirs if n not in ours]}
-    notes = tuple(f"layers of {side} alone, left out: {', '.join(names)}" for side, names in apart.items() if names)
-    return both, both, notes
+    return both, tuple(
+        f"layers of {side} alone, left out: {', '.join(names)}" for side, names in apart.items() if names
+    )
 
 
 def _require(side: Source, other: Source, layers: Layers, *, also: bool) -> None:
@@ -158,8 +165,8 @@ def _require(side: Source, other: Source, layers: Layers, *, also: bool) -> None
                 raise
             has = ", ".join(column.name for column in side.features.columns)
             raise ComparisonError(
-                f"layer {name!r} is in {other.name} and not in {side.name}, which has {has}; extract it there too, or "
-                "leave it out"
+                f"layer {name!r} is in {other.name} and not in {side.name}, which has {has}; extract it there too, "
+                "leave it out, or say which layer stands for it where the networks differ"
             ) from exc
 
 

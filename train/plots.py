@@ -64,8 +64,11 @@ def plot_cells(
     return draw(paint, (width, 3.8), "Cross-validated and held-out scores of every model on every layer", "cells")
 
 
-def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
-    """Draw a confusion matrix: rows are true classes, columns called ones, shades parts of the row."""
+def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], *, salt: str = "confusion") -> str:
+    """Draw a confusion matrix: rows are true classes, columns called ones, shades parts of the row.
+
+    ``salt`` keeps the figure's ids apart from those of another one on the same page.
+    """
     counts = np.array(confusion)  # (k, k)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     k = len(classes)
@@ -84,7 +87,7 @@ def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -
         if k <= _MOST_NUMBERS:
             _write_counts(axes, counts, shares)
 
-    return draw(paint, (side + 0.8, side), "Confusion matrix of the held-out rows", "confusion")
+    return draw(paint, (side + 0.8, side), "Confusion matrix of the held-out rows", salt)
 
 
 def _write_counts(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.float64]) -> None:

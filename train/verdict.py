@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .metrics import sign_of
-from .resampling import Comparison
+from .resampling import Comparison, Interval
 from .result import LEVEL
 
-__all__ = ["LEAST_GAIN", "Verdict", "judge", "points"]
+__all__ = ["LEAST_GAIN", "Verdict", "judge", "points", "span"]
 
 Word = Literal["worth it", "small gain", "no gain", "worse"]
 
@@ -80,7 +80,7 @@ def judge(
     counts = (low > 0 or high < 0) and (p_value is None or p_value <= LEVEL)
     enough = least_gain * (abs(before or 0.0) if score in _IN_UNITS else 1.0)
     signed = f"{_name(score)} {points(gap.difference, score)}"
-    interval = f"95 % interval {points(gap.interval[0], score)} to {points(gap.interval[1], score)}"
+    interval = f"95 % interval {span(gap.interval, score)}"
     test = "" if p_value is None else f", McNemar p = {p_value:.2g}"
     facts = f"{signed} ({interval}{test})"
     if counts and gain < 0:
@@ -98,11 +98,23 @@ def judge(
 
 def points(difference: float, score: str) -> str:
     """Give a difference with its sign: in points where the score goes from 0 to 1, else in its unit."""
+    return f"{_signed(difference, score)}{_unit(score)}"
+
+
+def span(interval: Interval, score: str) -> str:
+    """Give an interval of differences: ``-3.0 to +7.0 points``."""
+    low, high = (_signed(end, score) for end in interval)
+    return f"{low} to {high}{_unit(score)}"
+
+
+def _signed(difference: float, score: str) -> str:
     if score in _IN_UNITS:
         return f"{difference:+.4g}"
-    if score == "log_loss":
-        return f"{difference:+.4f}"
-    return f"{100 * difference:+.1f} points"
+    return f"{difference:+.4f}" if score == "log_loss" else f"{100 * difference:+.1f}"
+
+
+def _unit(score: str) -> str:
+    return "" if score in _IN_UNITS or score == "log_loss" else " points"
 
 
 def _name(score: str) -> str:
