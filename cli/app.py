@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["command", "echo", "main"]
 
 COMMANDS = {
+    "advise": "Say whether fine-tuning is worth trying, before any GPU hour is spent.",
     "compare": "Say whether one generation of features is worth more than another.",
     "demo": "Run the whole job on bundled digits, offline, and write a report.",
     "doctor": "Look at libraries, devices, disk and store: what will break, and the cure.",
@@ -50,6 +51,7 @@ icecore layers resnet18                # what can be extracted
 icecore extract experiment.toml        # images -> features, incremental
 icecore train experiment.toml          # features -> classifiers -> report.html
 icecore sweep experiment.toml          # layers x poolings x models -> leaderboard
+icecore advise experiment.toml         # is fine-tuning worth trying?
 icecore compare A B --config e.toml    # was fine-tuning worth it?
 icecore predict BUNDLE photos/         # new images -> labels
 """

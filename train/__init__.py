@@ -8,6 +8,9 @@ Examples
 ('ants', 'bees')
 """
 
+from .advice import Advice, advise
+from .advice_facts import Facts
+from .advice_measure import measure_facts
 from .bundle import Bundle, load_bundle
 from .compare import compare_generations
 from .comparison import GenerationComparison
@@ -50,6 +53,7 @@ __all__ = [
     "METRICS",
     "MODELS",
     "TASKS",
+    "Advice",
     "Bundle",
     "BundleError",
     "Cell",
@@ -58,6 +62,7 @@ __all__ = [
     "Dataset",
     "DatasetError",
     "Evaluation",
+    "Facts",
     "FeatureMismatchError",
     "FoldError",
     "FolderLabels",
@@ -85,6 +90,7 @@ __all__ = [
     "TrainResult",
     "UnknownModelError",
     "UntrustedTypeError",
+    "advise",
     "compare_generations",
     "every_combination",
     "fit_head",
@@ -92,6 +98,7 @@ __all__ = [
     "labels_from_folders",
     "load_bundle",
     "load_dataset",
+    "measure_facts",
     "probe_features",
     "split_rows",
     "sweep_models",

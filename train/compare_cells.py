@@ -142,6 +142,13 @@ def notes_on(
             f"training images left out, because they are not on both sides alike: {len(left_out):,} "
             f"({first_few(left_out)})"
         )
+    for side in sides:
+        learned = {image for tuning in side.tunings for image in tuning.seen_ids}.intersection(runs[0].rows.train_ids)
+        if learned:
+            told.append(
+                f"cross-validated scores of {side.name} flatter it: its fine-tuning saw {len(learned):,} of the "
+                "training images; held-out scores alone compare the sides"
+            )
     fallen = [f"{c.label} {100 * c.change:+.1f} points" for c in classes if c.change <= -FALL]
     if fallen:
         told.append(f"classes that {sides[1].name} finds less often: {len(fallen):,} ({first_few(fallen)})")

@@ -29,7 +29,7 @@ TREE = sorted(walk(cli, ()))
 
 def test_the_tree_holds_what_is_documented() -> None:
     assert {" ".join(words) for words in TREE} == {
-        "", "compare", "demo", "doctor", "extract", "layers", "predict", "sweep", "train",
+        "", "advise", "compare", "demo", "doctor", "extract", "layers", "predict", "sweep", "train",
         "store", "store ls", "store show", "store verify",
         "store repair", "store compact",
         "store status", "store errors", "store du", "store export",
@@ -67,7 +67,7 @@ def test_every_option_has_help(words: tuple[str, ...]) -> None:
     [
         (("strore",), "no command 'strore'; did you mean 'store'?"),
         (("extrakt", "x.toml"), "no command 'extrakt'; did you mean 'extract'?"),
-        (("nosuch",), "no command 'nosuch'; there are compare, demo, doctor, extract, layers, predict, store, sweep"),
+        (("nosuch",), "no command 'nosuch'; there are advise, compare, demo, doctor, extract, layers, predict, store"),
         (("no\udcffsuch",), "no command 'no\\udcffsuch'; there are"),
         (("store", "shwo"), "No such command 'shwo'. Did you mean 'show'?"),
         (("extract", "x.toml", "--dryrun"), "--dry-run"),
@@ -103,7 +103,7 @@ def loaded(*names):
     return [name for name in names if name in sys.modules]
 help()
 print(loaded("torch", "torchvision", "sklearn", "numpy", "h5py", "pydantic", "PIL", "icecore.store"), file=sys.stderr)
-for line in ("compare", "demo", "doctor", "extract", "layers", "predict", "store", "store ls", "sweep", "train"):
+for line in "advise compare demo doctor extract layers predict store sweep train".split() + ["store ls"]:
     help(*line.split())
 print(loaded("torch", "torchvision", "sklearn", "xgboost", "matplotlib"), file=sys.stderr)
 """
