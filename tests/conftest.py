@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from icecore.store import Contract, FeatureStore, SourceImage
+from icecore.store.tunings import Tuning, tuned_weights_path, write_tuning
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +71,59 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[i
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def _tune(path: Path, label: str, *, seen: str = "train/", shift: float = 6.0) -> Contract:
+    """Add a generation to the set ``photos`` in which the images of a class are moved apart, and its tuning's record.
+
+    The record says that images whose ids begin with ``seen`` were seen.
+    """
+    with FeatureStore.open(path) as store:
+        features = store["photos"]
+        frozen, contents, columns = features.contract, features.contents(), features.columns
+        tuned = replace(frozen, weights="cd" * 32)
+        ids = features.ids()
+        moved = shift * np.array([[f"/{label}/" in image] for image in ids])
+        X = {column: features.matrix(column.name).X + moved for column in columns}
+        with store.writer("photos", tuned, columns) as writer:
+            sources = [SourceImage(image, path / image, 1, 1, 1) for image in ids]
+            writer.append(sources, [contents[image] for image in ids], X)
+    known = [image for image in ids if image.startswith(seen)]
+    weights = tuned_weights_path(path, tuned.weights)
+    weights.parent.mkdir()
+    weights.write_bytes(b"w" * 100)
+    epochs = [
+        {"epoch": n, "train_loss": None if n == 0 else 1 / n, "validation_loss": 1.0, "validation_accuracy": 0.5}
+        for n in range(3)
+    ]
+    tuning = Tuning(
+        weights=tuned.weights,
+        created="2026-01-02T03:04:05+00:00",
+        set_name="photos",
+        parent=frozen,
+        parent_generation=None,
+        version=1,
+        split_digest="0" * 64,
+        split="as given",
+        classes=tuple(sorted({image.split("/")[1] for image in ids})),
+        seen_ids=tuple(known),
+        seen_contents=tuple(contents[image].hex() for image in known),
+        skipped={},
+        unfrozen=("features.3.weight",),
+        trained_parameters=12,
+        epochs=tuple(epochs),
+        best_epoch=2,
+        seconds=9.0,
+        device="cpu",
+        config={},
+        key="1" * 64,
+        versions={},
+    )
+    write_tuning(path, tuning)
+    return tuned
+
+
+@pytest.fixture
+def tune() -> Callable[..., Contract]:
+    """Function that adds a fine-tuned generation to a store: ``tune(path, "bees", seen="train/", shift=6.0)``."""
+    return _tune

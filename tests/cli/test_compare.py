@@ -4,53 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from icecore.store import Contract, FeatureStore, SourceImage
-from icecore.store.tunings import Tuning, tuned_weights_path, write_tuning
+from icecore.store import FeatureStore
 
 Icecore = Callable[..., Any]
+Tune = Callable[..., Any]
 PLAIN = ("--set", "train.report=false")
 
 
-def tune(project: Any, *, seen: str = "train/", shift: float = 6.0) -> Contract:
-    """Add a generation whose red images are moved apart, and the record of the weights that made it."""
-    with FeatureStore.open(project.store) as store:
-        features = store["photos"]
-        frozen, contents = features.contract, features.contents()
-        tuned = replace(frozen, weights="cd" * 32)
-        ids, X = features.matrix("features.3")
-        moved = X + shift * np.array([["/red/" in image] for image in ids])
-        with store.writer("photos", tuned, features.columns) as writer:
-            sources = [SourceImage(image, project.photos / image, 1, 1, 1) for image in ids]
-            writer.append(sources, [contents[image] for image in ids], {features.columns[0]: moved})
-    known = [image for image in ids if image.startswith(seen)]
-    weights = tuned_weights_path(project.store, tuned.weights)
-    weights.parent.mkdir()
-    weights.write_bytes(b"w" * 100)
-    epochs = [
-        {"epoch": n, "train_loss": None if n == 0 else 1 / n, "validation_loss": 1.0, "validation_accuracy": 0.5}
-        for n in range(3)
-    ]
-    write_tuning(
-        project.store,
-        Tuning(
-            weights=tuned.weights, created="2026-01-02T03:04:05+00:00", set_name="photos", parent=frozen,
-            parent_generation=None, version=1, split_digest="0" * 64, split="as given", classes=("blue", "red"),
-            seen_ids=tuple(known), seen_contents=tuple(contents[image].hex() for image in known), skipped={},
-            unfrozen=("features.3.weight",), trained_parameters=12, epochs=tuple(epochs), best_epoch=2, seconds=9.0,
-            device="cpu", config={}, key="1" * 64, versions={},
-        ),
-    )  # fmt: skip
-    return tuned
-
-
-def test_text_json_and_page_tell_the_same(icecore: Icecore, trained: Any) -> None:
-    tune(trained)
+def test_text_json_and_page_tell_the_same(icecore: Icecore, trained: Any, tune: Tune) -> None:
+    tune(trained.store, "red")
     told = icecore("compare", "--config", trained.config, "--set", "train.report=true")
     assert told.code == 0
     facts = icecore("compare", "--config", trained.config, *PLAIN, "--json").outcome
@@ -70,9 +36,9 @@ def test_text_json_and_page_tell_the_same(icecore: Icecore, trained: Any) -> Non
     assert f"[1/1] {facts['b']['name']}: logistic_regression on features.3:avg: cv " in told.told
 
 
-def test_names_tags_and_generations_stand_for_sides(icecore: Icecore, trained: Any, tmp_path: Path) -> None:
+def test_names_tags_and_generations_stand_for_sides(icecore: Icecore, trained: Any, tune: Tune, tmp_path: Path) -> None:
     assert icecore("store", "tag", trained.store, "photos", "frozen").code == 0
-    tune(trained)
+    tune(trained.store, "red")
     plain = icecore("compare", "--config", trained.config, *PLAIN, "--json").outcome
     with FeatureStore.open(trained.store) as store:
         frozen = store.at("photos@frozen").generation
@@ -87,8 +53,8 @@ def test_names_tags_and_generations_stand_for_sides(icecore: Icecore, trained: A
     assert json.dumps(alone["winners"]["n"]) == "6"
 
 
-def test_a_seen_held_out_image_ends_with_1_and_its_name(icecore: Icecore, trained: Any) -> None:
-    tune(trained, seen="")
+def test_a_seen_held_out_image_ends_with_1_and_its_name(icecore: Icecore, trained: Any, tune: Tune) -> None:
+    tune(trained.store, "red", seen="")
     done = icecore("compare", "--config", trained.config)
     assert done.code == 1
     assert "held-out images were seen by the fine-tuning of 2026-01-02" in done.told
@@ -128,8 +94,8 @@ def test_what_cannot_be_is_named_with_the_cure(
     assert message in done.told
 
 
-def test_a_page_that_cannot_be_written_does_not_lose_what_was_found(icecore: Icecore, trained: Any) -> None:
-    tune(trained)
+def test_a_page_that_cannot_be_written_does_not_lose_what_was_found(icecore: Icecore, trained: Any, tune: Tune) -> None:
+    tune(trained.store, "red")
     (trained.store / "comparisons").write_text("in the way")
     done = icecore("compare", "--config", trained.config, "--set", "train.report=true")
     assert done.code == 1
