@@ -74,8 +74,7 @@ def _figures(result: GenerationComparison, names: list[str]) -> dict[str, str]:
     if result.classes:
         figures["changes"] = plot_changes(result.classes)
     for which, side in (("a", result.a), ("b", result.b)):
-        if side.tunings:
-            latest = side.tunings[0]
+        if side.tunings and (latest := side.tunings[0]).epochs:
             figures[f"losses_{which}"] = plot_losses(latest.epochs, latest.best_epoch, salt=which)
             figures[f"accuracy_{which}"] = plot_accuracy(latest.epochs, latest.best_epoch, salt=which)
         confusion = getattr(side.winner.evaluation, "confusion", None)

@@ -28,6 +28,8 @@ from icecore.train import (
     train_models,
 )
 from icecore.train.compare_page import comparison_path, render_comparison, write_comparison
+from icecore.train.compare_rows import compare_rows
+from icecore.train.compare_sides import choose_sides
 from icecore.train.resampling import Comparison, Gap
 from icecore.train.verdict import judge
 from scipy.stats import binom
@@ -37,7 +39,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .conftest import CONTRACT, features_for, image_ids
-from .tuned import AGAIN, TUNED, train_side, tuned_store, write_features, write_record
+from .tuned import AGAIN, TUNED, digest_of, train_side, tuned_store, write_features, write_record
 
 IDS = image_ids(30, 20)
 FAST: dict[str, Any] = {"folds": 3}
@@ -206,6 +208,49 @@ def test_what_an_earlier_tuning_saw_counts_too(tmp_path: Path) -> None:
         [(_, frozen)] = store.generations(CONTRACT)
     with pytest.raises(HeldOutSeenError, match=r"'val/ants/001\.jpg'"):
         compare_generations(path, frozen, "photos", **FAST)
+
+
+@given(names=st.sets(st.sampled_from(IDS)), files=st.sets(st.sampled_from(IDS)), behind=st.booleans())
+def test_whatever_held_out_image_was_seen_is_found_and_no_other(
+    path: Path, names: set[str], files: set[str], behind: bool
+) -> None:
+    """Seen by its name, with another file; and by its file, under another name; by the tuning or one before it."""
+    seen = {image: f"other file {image}" for image in names} | {f"copy of {image}": image for image in files}
+    with FeatureStore.open(path) as store:
+        frozen, tuned = choose_sides(store, "photos")
+        record = replace(
+            tuned.tunings[0],
+            seen_ids=tuple(seen),
+            seen_contents=tuple(digest_of(text).hex() for text in seen.values()),
+        )
+        tunings = (*tuned.tunings, record) if behind else (record,)
+        expected = {image for image in names | files if image.startswith("val/")}
+        for sides in ((frozen, replace(tuned, tunings=tunings)), (replace(tuned, tunings=tunings), frozen)):
+            if expected:
+                with pytest.raises(HeldOutSeenError) as told:
+                    compare_rows(*sides, ["layer4"], ["layer4"])
+                assert set(told.value.ids) == expected
+            else:
+                rows, left_out = compare_rows(*sides, ["layer4"], ["layer4"])
+                assert (rows.ids, left_out) == (tuple(IDS), ())
+
+
+def test_images_in_groups_are_drawn_whole_and_mcnemar_has_no_say(path: Path, tmp_path: Path) -> None:
+    lines = ["id,split,label,group"]
+    lines += [f"{image},{image.split('/')[0]},{image.split('/')[1]},{image[:-5]}" for image in IDS]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    found = compare_generations(path, "photos", labels=CsvLabels(tmp_path / "labels.csv"), **FAST)
+    assert found.rows.held_out_groups is not None
+    assert len(set(found.rows.held_out_groups)) < len(found.rows.held_out_ids) / 2
+    assert found.winners.comparison.p_value is not None
+    assert "McNemar" not in found.verdict.text
+
+
+def test_a_tuning_without_epochs_has_no_curves(path: Path, found: GenerationComparison) -> None:
+    bare = replace(found.b, tunings=(replace(found.b.tunings[0], epochs=()),))
+    text = render_comparison(replace(found, b=bare))
+    assert "The fine-tuning of B" not in text
+    assert "The fine-tuning of B" in render_comparison(found)
 
 
 def test_another_split_brings_seen_images_to_the_held_out_side(path: Path) -> None:
