@@ -36,6 +36,7 @@ from .settings import Grid
 from .shared import divide, each_layer, rank_key, share_rows
 from .splits import SplitRule
 from .steps import STANDARD, Steps
+from .sweep_layers import expand_layers
 
 __all__ = ["measure_facts", "network_order"]
 
@@ -79,8 +80,8 @@ def measure_facts(
     store_path, set_name, labels, split, version, grids, steps, class_weight, folds, repeats, halving, seed, metric
         As ``train_models`` takes them.
     layers
-        Layers to look at, one by one; every column by default. Their order is that of the network; see
-        ``network_order``.
+        Layers to look at, one by one, names or globs as ``sweep_models`` takes them; every column by default. Their
+        order is that of the network; see ``network_order``.
     models
         Names of models; the best counts for each layer. By default ``logistic_regression`` alone.
     progress
@@ -162,9 +163,8 @@ def _require_frozen(store: FeatureStore, feature_set: FeatureSet) -> None:
 
 def _columns(feature_set: FeatureSet, layers: Sequence[str | Sequence[str]]) -> tuple[Column, ...]:
     """Give the columns asked for, each once, in the order of the network; joined ones one by one."""
-    if not layers:
-        return network_order(feature_set.columns)
-    wanted = {feature_set.resolve(name) for name in each_layer(layers)}
+    chosen = expand_layers(feature_set, layers or None)
+    wanted = {feature_set.resolve(name) for name in each_layer(chosen)}
     return network_order([column for column in feature_set.columns if column in wanted])
 
 

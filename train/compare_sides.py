@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from icecore.store import FeatureSet, FeatureStore, LayerNotFoundError, VersionNotFoundError
+from icecore.store import Column, FeatureSet, FeatureStore, LayerNotFoundError, VersionNotFoundError
 from icecore.store.tunings import Tuning, read_tuning, tuned_weights_path
 
 from .errors import ComparisonError
+from .sweep_layers import Selection, expand_layers
 
 __all__ = ["Source", "choose_sides", "layers_of_both"]
 
@@ -58,13 +59,13 @@ def choose_sides(store: FeatureStore, a: str, b: str | None = None) -> tuple[Sou
 
 def layers_of_both(
     a: Source, b: Source, layers: Layers, layers_b: Layers | None
-) -> tuple[tuple[str | tuple[str, ...], ...], tuple[str | tuple[str, ...], ...], tuple[str, ...]]:
+) -> tuple[tuple[Selection, ...], tuple[Selection, ...], tuple[str, ...]]:
     """Give the selections of layers of each side, position by position beside each other, and notes on them.
 
     Parameters
     ----------
     layers
-        Of both sides; all columns that both have by default.
+        Of both sides, names or globs as ``sweep_models`` takes them; all columns that both have by default.
     layers_b
         Of the second side, where its network names them otherwise.
 
@@ -75,18 +76,22 @@ def layers_of_both(
     icecore.store.StoreError
         When neither side has a layer, or a name stands for several columns.
     """
-    if layers_b is not None and len(layers_b) != len(layers):
-        raise ComparisonError(
-            f"the second side has {len(layers_b)} selections of layers for {len(layers)} of the first; name as many, "
-            "in the order in which they stand beside each other"
-        )
-    if not layers:
-        found, notes = _common(a, b)
-        return found, found, (*notes, *_other_network(a, b))
-    ours, theirs = _listed(layers), _listed(layers if layers_b is None else layers_b)
-    _require(a, b, ours, also=layers_b is None)
-    _require(b, a, theirs, also=layers_b is None)
-    return ours, theirs, _other_network(a, b) if layers_b is None else ()
+    if not layers and layers_b is None:
+        return _common(a, b)
+    if layers_b is not None:
+        ours, theirs = expand_layers(a.features, layers), expand_layers(b.features, layers_b)
+        if len(ours) != len(theirs):
+            raise ComparisonError(
+                f"the second side has {len(theirs)} selections of layers for {len(ours)} of the first; name as many, "
+                "in the order in which they stand beside each other"
+            )
+        return ours, theirs, ()
+    ours, theirs = _expand(a, b, layers), _expand(b, a, layers)
+    alone = _alone(a, b, ours), _alone(b, a, theirs)
+    for (side, other), names in zip(((a, b), (b, a)), alone, strict=True):
+        if names:
+            raise _lacking(side, other, ", ".join(map(repr, names)))
+    return ours, theirs, _other_network(a, b)
 
 
 def _other_network(a: Source, b: Source) -> tuple[str, ...]:
@@ -140,43 +145,51 @@ def _parent(store: FeatureStore, tuned: Source) -> Source:
     )
 
 
-def _common(a: Source, b: Source) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Give the columns that both sides have, and say which ones are left out."""
-    ours, theirs = ([column.name for column in side.features.columns] for side in (a, b))
-    both = tuple(name for name in ours if name in theirs)
+def _common(a: Source, b: Source) -> tuple[tuple[Selection, ...], tuple[Selection, ...], tuple[str, ...]]:
+    """Give the columns that both sides have, whatever they are stored as, and say which ones are left out."""
+    ours, theirs = ({_key(column): column.name for column in side.features.columns} for side in (a, b))
+    both = [key for key in ours if key in theirs]
     if not both:
         raise ComparisonError(
-            f"{a.name} and {b.name} have no layer in common: {', '.join(ours)}; and {', '.join(theirs)}; name layers "
-            "of each, in the order in which they stand beside each other"
+            f"{a.name} and {b.name} have no layer in common: {', '.join(ours.values())}; and "
+            f"{', '.join(theirs.values())}; name layers of each, in the order in which they stand beside each other"
         )
-    apart = {a.name: [name for name in ours if name not in theirs], b.name: [n for n in theirs if n not in ours]}
-    return both, tuple(
-        f"layers of {side} alone, left out: {', '.join(names)}" for side, names in apart.items() if names
+    apart = (
+        (a.name, [name for key, name in ours.items() if key not in theirs]),
+        (b.name, [name for key, name in theirs.items() if key not in ours]),
     )
+    notes = [f"layers of {side} alone, left out: {', '.join(names)}" for side, names in apart if names]
+    selections = (tuple((each[key],) for key in both) for each in (ours, theirs))
+    return next(selections), next(selections), (*notes, *_other_network(a, b))
 
 
-def _require(side: Source, other: Source, layers: Layers, *, also: bool) -> None:
-    """Refuse a layer that this side lacks; where the other side has it, say how to get it."""
-    for name in dict.fromkeys(name for entry in layers for name in ([entry] if isinstance(entry, str) else entry)):
-        try:
-            side.features.resolve(name)
-        except LayerNotFoundError as exc:
-            if not also or not _has(other, name):
-                raise
-            has = ", ".join(column.name for column in side.features.columns)
-            raise ComparisonError(
-                f"layer {name!r} is in {other.name} and not in {side.name}, which has {has}; extract it there too, "
-                "leave it out, or say which layer stands for it where the networks differ"
-            ) from exc
+def _key(column: Column) -> tuple[str, str, str]:
+    """Give what a column is, without the type that it is stored as."""
+    return column.layer, column.pooling.name, column.view
 
 
-def _has(side: Source, name: str) -> bool:
+def _expand(side: Source, other: Source, layers: Layers) -> tuple[Selection, ...]:
+    """Find the layers of one side; what the other side alone has is told with the cure."""
     try:
-        side.features.resolve(name)
-    except LayerNotFoundError:
-        return False
-    return True
+        return expand_layers(side.features, layers)
+    except LayerNotFoundError as exc:
+        name = exc.layer
+        try:
+            expand_layers(other.features, [name])
+        except LayerNotFoundError:
+            raise exc from None
+        raise _lacking(other, side, repr(name)) from exc
 
 
-def _listed(layers: Layers) -> tuple[str | tuple[str, ...], ...]:
-    return tuple(entry if isinstance(entry, str) else tuple(entry) for entry in layers)
+def _alone(side: Source, other: Source, found: Sequence[Selection]) -> list[str]:
+    """Give the layers that a glob has found on this side and that the other side does not have."""
+    there = {_key(column) for column in other.features.columns}
+    return [name for names in found for name in names if _key(side.features.resolve(name)) not in there]
+
+
+def _lacking(side: Source, other: Source, names: str) -> ComparisonError:
+    has = ", ".join(column.name for column in other.features.columns)
+    return ComparisonError(
+        f"layer {names} is in {side.name} and not in {other.name}, which has {has}; extract it there too, leave it "
+        "out, or say which layer stands for it where the networks differ"
+    )

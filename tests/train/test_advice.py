@@ -328,6 +328,7 @@ def test_a_layer_counts_once_by_its_best_pooling_and_ties_go_to_the_later_layer(
     assert (facts.winner, facts.is_early, facts.layers[0].p_value) == (1, False, 1.0)
     one = measure_facts(tmp_path / "features", "photos", layers=[["layer4:max", "layer4:avg"]], folds=3)
     assert [layer.name for layer in one.layers] == ["layer4:avg"]
+    assert measure_facts(tmp_path / "features", "photos", layers=["layer*:avg"], folds=3) == facts
     assert [reason.rule for reason in advise(one).warnings] == ["one layer"]
 
 

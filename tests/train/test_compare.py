@@ -210,6 +210,43 @@ def test_what_an_earlier_tuning_saw_counts_too(tmp_path: Path) -> None:
         compare_generations(path, frozen, "photos", **FAST)
 
 
+@pytest.mark.slow
+def test_two_backbones_on_real_photos_score_as_plain_scikit_learn(tmp_path: Path, assets: Path) -> None:
+    from icecore.extract import extract_images
+
+    for name, file, layer in (
+        ("mobilenet_v2", "mobilenet_v2_features.pth", "features.18"),
+        ("squeezenet1_1", "squeezenet1_1.pth", "features.12"),
+    ):
+        extract_images(
+            *(tmp_path / "features", name, assets / "data" / "hymenoptera"),
+            backbone_name=name,
+            weights=assets / "weights" / file,
+            layers=[layer],
+        )
+    sides = {"squeezenet1_1": "features.12", "mobilenet_v2": "features.18"}
+    found = compare_generations(
+        *(tmp_path / "features", *sides), layers=["features.12"], layers_b=["features.18"],
+        grids={"logistic_regression": (0.01,)},
+    )  # fmt: skip
+    right = []
+    for side, (name, layer) in zip((found.a, found.b), sides.items(), strict=True):
+        with FeatureStore.open(tmp_path / "features") as store:
+            ids, X = store[name].matrix(layer)
+        train = np.array([image.startswith("train/") for image in ids])
+        is_bee = np.array([image.split("/")[1] == "bees" for image in ids])
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=10_000, tol=1e-8))
+        p_bee = model.fit(X[train], is_bee[train]).predict_proba(X[~train])[:, 1]
+        assert side.predictions.outputs[:, 1] == pytest.approx(p_bee, abs=5e-3)
+        called = np.where(abs(p_bee - 0.5) > 5e-3, p_bee > 0.5, side.predictions.outputs.argmax(1) == 1)  # both may be
+        right.append(called == is_bee[~train])
+        assert side.winner.evaluation.accuracy == pytest.approx(right[-1].mean())
+    told = found.winners.comparison
+    assert told.only_second == (right[0] & ~right[1]).sum()
+    assert told.only_first == (right[1] & ~right[0]).sum()
+    assert sum(change.support for change in found.classes) == 153
+
+
 @given(names=st.sets(st.sampled_from(IDS)), files=st.sets(st.sampled_from(IDS)), behind=st.booleans())
 def test_whatever_held_out_image_was_seen_is_found_and_no_other(
     path: Path, names: set[str], files: set[str], behind: bool
@@ -314,6 +351,10 @@ def test_layers_of_one_side_alone_are_an_error_with_the_cure(tmp_path: Path) -> 
         compare_generations(path, "photos", "two", layers=["layer4", "layer3"], **FAST)
     with pytest.raises(LayerNotFoundError, match="layer9"):
         compare_generations(path, "photos", "two", layers=["layer9"], **FAST)
+    with pytest.raises(ComparisonError, match=r"'layer3:avg' is in two@4 and not in photos@3"):
+        compare_generations(path, "photos", "two", layers=["layer*"], **FAST)
+    globbed = compare_generations(path, "photos", "photos@1", layers=["lay*"], **FAST)
+    assert [pair.b.columns for pair in globbed.pairs] == [("layer4:avg",)]
     found = compare_generations(path, "photos", "two", **FAST)
     assert "layers of two@4 alone, left out: layer3:avg" in found.notes
     joined = compare_generations(path, "photos", "two", layers=["layer4"], layers_b=[["layer3", "layer4"]], **FAST)
@@ -338,6 +379,22 @@ def test_what_cannot_be_compared_is_said(
 ) -> None:
     with pytest.raises(kind, match=message):
         compare_generations(path, a, b, **FAST)
+
+
+def test_layers_stored_as_other_types_and_of_other_networks_are_compared(tmp_path: Path) -> None:
+    path = tuned_store(tmp_path)
+    X = features_for(IDS, 8, signal=1.2, seed=3)
+    other = replace(CONTRACT, architecture="torchvision.models.resnet34")
+    write_features(path, IDS, {"layer4": X}, name="whole", contract=other, dtype="float32")
+    found = compare_generations(path, "photos", "whole", **FAST)
+    pair = found.pairs[0]
+    assert (pair.a.columns, pair.b.columns) == (("layer4:avg",), ("layer4:avg:float32",))
+    assert pair.a.evaluation == pair.b.evaluation  # the values are such that float16 holds them
+    assert found.b.costs.bytes == 2 * found.a.costs.bytes
+    told = f"{CONTRACT.architecture} and {other.architecture} are compared at the layers that have the same names"
+    assert told in found.notes
+    named = compare_generations(path, "photos", "whole", layers=["layer4"], layers_b=["layer4"], **FAST)
+    assert told not in named.notes
 
 
 def test_a_parent_without_features_is_said_with_the_cure(tmp_path: Path) -> None:

@@ -40,10 +40,11 @@ def write_features(
     contract: Contract = CONTRACT,
     name: str = "photos",
     files: Mapping[str, str] | None = None,
+    dtype: Any = "float16",
 ) -> Path:
     """Write features of images, each the file that ``files`` says, or one of its own."""
     texts = [(files or {}).get(image, image) for image in ids]
-    columns = {Column(layer, Pooling("avg"), X.shape[1]): X for layer, X in layers.items()}
+    columns = {Column(layer, Pooling("avg"), X.shape[1], dtype): X for layer, X in layers.items()}
     with FeatureStore.create(path) as store, store.writer(name, contract, list(columns)) as writer:
         sources = [SourceImage(image, path / image, 1, 1, 1) for image in ids]
         writer.append(sources, [digest_of(text) for text in texts], columns)
