@@ -21,6 +21,9 @@ Word = Literal["worth it", "small gain", "no gain", "worse"]
 LEAST_GAIN = 0.005
 """Gain from which a tuning is worth its time where nothing else is asked for: half a point of a score from 0 to 1, or
 that part of the first side's error of numbers. Our choice: about what two seeds of one tuning differ by."""
+FEWEST = 6
+"""Images that one side alone gets right, and none the other way, from which McNemar's exact test has p of 0.05 at most:
+five give 0.06."""
 _IN_UNITS = frozenset({"rmse", "mae"})
 """Scores in the unit of the numbers that are learned."""
 _NAMES = {"macro_f1": "macro F1", "rmse": "RMSE"}
@@ -91,7 +94,8 @@ def judge(
         asked = points(enough, score).lstrip("+")
         told = f"a small gain: {facts} on {n}, less than the {asked} asked for; keep {kept}"
         return Verdict("small gain", told, score, least_gain)
-    blur = points((high - low) / 2, score).lstrip("+")
+    least = max((high - low) / 2, 0.0 if p_value is None else FEWEST / comparison.n)
+    blur = points(least, score).lstrip("+")
     told = f"no gain that {n} can show: {facts}; less than some {blur} would not show; keep {kept}"
     return Verdict("no gain", told, score, least_gain)
 

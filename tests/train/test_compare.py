@@ -31,7 +31,7 @@ from icecore.train.compare_page import comparison_path, render_comparison, write
 from icecore.train.compare_rows import compare_rows
 from icecore.train.compare_sides import choose_sides
 from icecore.train.resampling import Comparison, Gap
-from icecore.train.verdict import judge
+from icecore.train.verdict import FEWEST, judge
 from scipy.stats import binom
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, recall_score
@@ -472,6 +472,22 @@ def test_the_verdict_follows_its_rules(args: tuple[float, ...], options: dict[st
     assert found.word == word
     assert text in found.text
     assert (word == "worth it") == ("keep A" not in found.text)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "options", "blur"),
+    [
+        (-0.05, 0.06, {}, "5.5 points"),
+        (0.0, 0.02, {}, "3.0 points"),  # six of 200 images: McNemar's test has p = 0.03 there, and 0.06 of five
+        (0.0, 0.02, {"has_groups": True}, "1.0 points"),
+        (-4.0, 1.0, {"score": "rmse"}, "2.5"),
+    ],
+)
+def test_what_would_not_show_is_told(low: float, high: float, options: dict[str, Any], blur: str) -> None:
+    score = options.pop("score", "accuracy")
+    found = judge(comparison(0.005, low, high, 1.0), score, before=0.9, kept="A", **options)
+    assert f"; less than some {blur} would not show; keep A" in found.text
+    assert binom.cdf(0, FEWEST, 0.5) * 2 <= 0.05 < binom.cdf(0, FEWEST - 1, 0.5) * 2
 
 
 def test_an_undefined_score_is_no_verdict() -> None:
