@@ -12,19 +12,17 @@ from pathlib import Path
 from icecore.store import FeatureStore
 
 from .calibration_curves import CurveMethod
-from .compare_cells import describe_side, find_changes, notes_on, pair_cells, pair_runs
+from .compare_cells import describe_side, find_changes, notes_on, pair_cells, pair_runs, train_side
 from .compare_rows import compare_rows
-from .compare_sides import Source, choose_sides, layers_of_both
+from .compare_sides import choose_sides, layers_of_both
 from .comparison import GenerationComparison
 from .errors import TrainError
 from .grid_search import Halving
 from .labels import LabelSource
 from .metrics import Metric
 from .models import ClassWeight
-from .plan import CellPlan, make_plan
+from .plan import make_plan
 from .progress import Progress
-from .rows import LabelledRows
-from .run import Run, train_rows
 from .settings import Grid
 from .shared import each_layer
 from .splits import SplitRule
@@ -126,14 +124,15 @@ def compare_generations(
         names = (tuple(dict.fromkeys(each_layer(each))) for each in selections)
         rows, left_out = compare_rows(*sides, *names, labels=labels, split=split, task=task)
         runs = [
-            _train(side, rows, selection, plan, progress) for side, selection in zip(sides, selections, strict=True)
+            train_side(side, rows, selection, plan=plan, progress=progress)
+            for side, selection in zip(sides, selections, strict=True)
         ]
         found = [
-            describe_side(store, side, run, selection, plan)
+            describe_side(store, side, run, selection, rows, plan)
             for side, run, selection in zip(sides, runs, selections, strict=True)
         ]
-    winners = pair_cells(runs[0].kept[0], runs[1].kept[0], rows, plan)
-    classes = find_changes(runs[0].kept[0], runs[1].kept[0], rows)
+    winners = pair_cells(runs[0].winner, runs[1].winner, rows, plan)
+    classes = find_changes(runs[0].winner, runs[1].winner, rows)
     headline = rows.task.headlines[0]
     verdict = judge(
         winners.comparison,
@@ -157,7 +156,7 @@ def compare_generations(
         folds=plan.folds,
         repeats=plan.repeats,
         seed=seed,
-        notes=tuple(notes_on(sides, runs, left_out, classes, notes)),
+        notes=tuple(notes_on(sides, runs, rows, left_out, classes, notes)),
     )
 
 
@@ -165,17 +164,3 @@ def default_models(task: TaskName) -> tuple[str, ...]:
     """Give the model that compares where none is named: a linear one, which is fast and leaves it to the features."""
     known = task_of(task).models
     return ("logistic_regression",) if "logistic_regression" in known else ("ridge",)
-
-
-def _train(
-    side: Source,
-    rows: LabelledRows,
-    layers: Sequence[str | Sequence[str]],
-    plan: CellPlan,
-    progress: Callable[[str, Progress], None] | None,
-) -> Run:
-    def tell(at: Progress) -> None:
-        if progress is not None:
-            progress(side.name, at)
-
-    return train_rows(side.features, rows, layers, plan=plan, keep_all=True, with_plots=False, progress=tell)

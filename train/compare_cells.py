@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,19 @@ from icecore.store import FeatureStore
 from icecore.store.tunings import Tuning, tuned_weights_path
 from numpy.typing import NDArray
 
-from .cells import Trained
 from .compare_sides import Source
 from .comparison import ClassChange, Costs, PairedCell, Side, TuningCost
+from .data import Provenance
 from .errors import first_few
 from .plan import CellPlan
+from .progress import Progress
 from .resampling import Comparison, gaps_between, intervals_of
+from .result import Cell, Predictions
 from .rows import LabelledRows
-from .run import Run
+from .run import Run, train_rows
 from .shared import each_layer
 
-__all__ = ["describe_side", "find_changes", "notes_on", "pair_cells", "pair_runs"]
+__all__ = ["Scored", "SideRun", "describe_side", "find_changes", "notes_on", "pair_cells", "pair_runs", "train_side"]
 
 Layers = Sequence[str | Sequence[str]]
 
@@ -29,9 +31,57 @@ FALL = 0.05
 """Recall that a class may lose before it is named in a note."""
 
 
-def describe_side(store: FeatureStore, side: Source, run: Run, layers: Layers, plan: CellPlan) -> Side:
+@dataclass(frozen=True)
+class Scored:
+    """A finished cell, its model let go of."""
+
+    cell: Cell
+    """its scores"""
+    predictions: Predictions
+    """its outputs for the held-out rows"""
+
+
+@dataclass(frozen=True)
+class SideRun:
+    """What the training of one side gave."""
+
+    scored: tuple[Scored, ...]
+    """every cell, best first"""
+    provenance: Provenance
+    """the version that was read"""
+    notes: tuple[str, ...]
+    """what a reader should know of its rows"""
+
+    @property
+    def winner(self) -> Scored:
+        """The cell with the best cross-validated score."""
+        return self.scored[0]
+
+
+def train_side(
+    side: Source,
+    rows: LabelledRows,
+    layers: Layers,
+    *,
+    plan: CellPlan,
+    progress: Callable[[str, Progress], None] | None,
+) -> SideRun:
+    """Train all cells of one side; models are let go of when it is done."""
+
+    def tell(at: Progress) -> None:
+        if progress is not None:
+            progress(side.name, at)
+
+    run = train_rows(side.features, rows, layers, plan=plan, keep_all=True, with_plots=False, progress=tell)
+    scored = tuple(Scored(item.cell, item.predictions) for item in run.kept)
+    return SideRun(scored, run.provenance, tuple(_of_the_rows(run)))
+
+
+def describe_side(
+    store: FeatureStore, side: Source, run: SideRun, layers: Layers, rows: LabelledRows, plan: CellPlan
+) -> Side:
     """Gather what is told of one side."""
-    winner, rows = run.kept[0], run.rows
+    winner = run.winner
     coverage = side.features.coverage()
     columns = dict.fromkeys(side.features.resolve(name) for name in each_layer(layers))
     size = sum(coverage[column] * column.width * np.dtype(column.dtype).itemsize for column in columns)
@@ -48,7 +98,7 @@ def describe_side(store: FeatureStore, side: Source, run: Run, layers: Layers, p
         costs=Costs(
             images=len(side.features.ids()),
             bytes=size,
-            training_seconds=sum(cell.seconds for cell in run.cells),
+            training_seconds=sum(item.cell.seconds for item in run.scored),
             tunings=tuple(_cost(store, tuning) for tuning in side.tunings),
         ),
     )
@@ -69,14 +119,14 @@ def _cost(store: FeatureStore, tuning: Tuning) -> TuningCost:
 
 
 def pair_runs(
-    runs: Sequence[Run],
+    runs: Sequence[SideRun],
     selections: Sequence[Layers],
     sides: Sequence[Source],
     rows: LabelledRows,
     plan: CellPlan,
 ) -> list[PairedCell]:
     """Lay the cells of both sides beside each other, in the order of layers, steps and models."""
-    known = [{(item.cell.columns, item.cell.steps, item.cell.model): item for item in run.kept} for run in runs]
+    known = [{(item.cell.columns, item.cell.steps, item.cell.model): item for item in run.scored} for run in runs]
     found = []
     for both in zip(*selections, strict=True):
         columns = [
@@ -90,7 +140,7 @@ def pair_runs(
     return found
 
 
-def pair_cells(first: Trained, second: Trained, rows: LabelledRows, plan: CellPlan) -> PairedCell:
+def pair_cells(first: Scored, second: Scored, rows: LabelledRows, plan: CellPlan) -> PairedCell:
     """Compare two cells on the held-out rows: the second one's scores minus the first one's."""
     task, y = rows.task, first.predictions.y
     ours, other = (task.resampled(y, each.predictions.outputs) for each in (second, first))
@@ -100,7 +150,7 @@ def pair_cells(first: Trained, second: Trained, rows: LabelledRows, plan: CellPl
     return PairedCell(first.cell, second.cell, Comparison(len(y), only_b, only_a, p_value, gaps))
 
 
-def find_changes(first: Trained, second: Trained, rows: LabelledRows) -> tuple[ClassChange, ...]:
+def find_changes(first: Scored, second: Scored, rows: LabelledRows) -> tuple[ClassChange, ...]:
     """Count by class, or label, the held-out rows that each side's winner finds."""
     if rows.task.name == "regression":
         return ()
@@ -130,7 +180,8 @@ def _called(outputs: NDArray[np.floating[Any]], *, several: bool) -> NDArray[np.
 
 def notes_on(
     sides: Sequence[Source],
-    runs: Sequence[Run],
+    runs: Sequence[SideRun],
+    rows: LabelledRows,
     left_out: Sequence[str],
     classes: Sequence[ClassChange],
     notes: Sequence[str],
@@ -143,7 +194,7 @@ def notes_on(
             f"({first_few(left_out)})"
         )
     for side in sides:
-        learned = {image for tuning in side.tunings for image in tuning.seen_ids}.intersection(runs[0].rows.train_ids)
+        learned = {image for tuning in side.tunings for image in tuning.seen_ids}.intersection(rows.train_ids)
         if learned:
             told.append(
                 f"cross-validated scores of {side.name} flatter it: its fine-tuning saw {len(learned):,} of the "
@@ -152,7 +203,7 @@ def notes_on(
     fallen = [f"{c.label} {100 * c.change:+.1f} points" for c in classes if c.change <= -FALL]
     if fallen:
         told.append(f"classes that {sides[1].name} finds less often: {len(fallen):,} ({first_few(fallen)})")
-    found = [_of_the_rows(run) for run in runs]
+    found = [run.notes for run in runs]
     told += [note for note in found[0] if note in found[1]]
     for side, ours, other in zip(sides, found, reversed(found), strict=True):
         told += [f"{side.name}: {note}" for note in ours if note not in other]
