@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 import pytest
-from icecore.cli.app import cli
+from icecore.cli.app import COMMANDS, cli
 
 Icecore = Callable[..., Any]
 
@@ -29,7 +29,7 @@ TREE = sorted(walk(cli, ()))
 
 def test_the_tree_holds_what_is_documented() -> None:
     assert {" ".join(words) for words in TREE} == {
-        "", "advise", "compare", "demo", "doctor", "extract", "layers", "predict", "sweep", "train",
+        "", "advise", "compare", "demo", "doctor", "extract", "finetune", "layers", "predict", "sweep", "train",
         "store", "store ls", "store show", "store verify",
         "store repair", "store compact",
         "store status", "store errors", "store du", "store export",
@@ -67,7 +67,7 @@ def test_every_option_has_help(words: tuple[str, ...]) -> None:
     [
         (("strore",), "no command 'strore'; did you mean 'store'?"),
         (("extrakt", "x.toml"), "no command 'extrakt'; did you mean 'extract'?"),
-        (("nosuch",), "no command 'nosuch'; there are advise, compare, demo, doctor, extract, layers, predict, store"),
+        (("nosuch",), f"no command 'nosuch'; there are {', '.join(sorted(COMMANDS))}"),
         (("no\udcffsuch",), "no command 'no\\udcffsuch'; there are"),
         (("store", "shwo"), "No such command 'shwo'. Did you mean 'show'?"),
         (("extract", "x.toml", "--dryrun"), "--dry-run"),
