@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from itertools import pairwise
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from .options import OutputFile
+from .common import common_options
+from .output import echo
+from .stopping import on_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .common import Common
     from .exits import Outcome
+    from .running import Running
+    from .stopping import Stop
 
 __all__ = ["command", "echo", "main"]
 
@@ -37,7 +37,9 @@ COMMANDS = {
     "extract": "Push images through a frozen network and store pooled activations.",
     "finetune": "Train the last layers of the backbone on training rows; new weights for extract.",
     "layers": "List a network's layers with their shapes and pooled widths.",
+    "metrics": "Tell Prometheus how a store stands: rows, failures, ages, last success.",
     "predict": "Label images with a trained bundle.",
+    "runs": "See what was run on a store, and how it ended.",
     "store": "Look into a feature store and keep it in order.",
     "sweep": "Compare layers, poolings and models on stored features: one leaderboard.",
     "train": "Train classifiers on stored features and write a report.",
@@ -92,8 +94,13 @@ def cli() -> None:
     """Hold the subcommands; what ``icecore --help`` says is ``HELP``."""
 
 
-def command(*, example: str, rows_on_stdout: bool = False) -> Callable[[Callable[..., Outcome]], click.Command]:
-    """Make a click command of a function that gives an ``Outcome``; adds ``--json`` and ``--result-file``.
+def command(
+    *, example: str, rows_on_stdout: bool = False, reads_only: bool = False, tells_events: bool = False
+) -> Callable[[Callable[..., Outcome]], click.Command]:
+    """Make a click command of a function that gives an ``Outcome``, with all that commands have in common.
+
+    These are the options of ``common.common_options``, a record in the store, and the config's hooks. The store is
+    that of the option ``store``, or of the config that the function reads.
 
     Parameters
     ----------
@@ -101,41 +108,43 @@ def command(*, example: str, rows_on_stdout: bool = False) -> Callable[[Callable
         Shown at the end of the help.
     rows_on_stdout
         The function itself writes its result; the outcome's text goes to stderr.
+    reads_only
+        It changes nothing: no record is kept, no hook is called, no time is limited.
+    tells_events
+        The function writes log and heartbeat itself.
     """
 
     def wrap(body: Callable[..., Outcome]) -> click.Command:
         @functools.wraps(body)
-        def run(*, as_json: bool, result_file: Path | None, **options: Any) -> NoReturn:
-            outcome = _run(functools.partial(body, **options))
-            _finish(outcome, _command_of(), as_json=as_json, result_file=result_file, to_stderr=rows_on_stdout)
+        def run(**options: Any) -> NoReturn:
+            from .common import Common
+            from .ending import finish
 
-        run = click.option("--result-file", type=OutputFile(), help="Also write the outcome there, as JSON.")(run)
-        run = click.option("--json", "as_json", is_flag=True, help="Print the outcome as one JSON line, last.")(run)
-        return click.command(name=body.__name__, epilog=f"\b\nExample:\n  {example}")(run)
+            common = Common.taken_from(options, changes=not reads_only)
+            name = command_of(click.get_current_context())
+            running, outcome = _run(functools.partial(body, **options), name, common, options, tells=not tells_events)
+            finish(outcome, running, common, to_stderr=rows_on_stdout)
+
+        help_page = common_options(run, changes=not reads_only)
+        return click.command(name=body.__name__, epilog=f"\b\nExample:\n  {example}")(help_page)
 
     return wrap
-
-
-def echo(text: str, *, err: bool = False) -> None:
-    """Print a line whatever bytes its file names hold."""
-    stream = sys.stderr if err else sys.stdout
-    stream.flush()
-    stream.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
-    stream.buffer.flush()
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with one of the documented codes."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    signal.signal(signal.SIGTERM, _interrupt)
+    on_sigterm()
     args = list(sys.argv[1:] if args is None else args)
     try:
-        cli.main(args=args, prog_name="icecore", standalone_mode=False)
+        cli.main(args=args, prog_name="icecore", standalone_mode=False, obj=tuple(args))
     except click.exceptions.Exit as exc:
         sys.exit(exc.exit_code)
     except click.UsageError as exc:
         exc.show()
-        _tell_usage(exc, args)
+        from .ending import finish_usage
+
+        finish_usage(exc.format_message(), command_of(exc.ctx) if exc.ctx else "", args)
         sys.exit(2)
     except click.ClickException as exc:
         exc.show()
@@ -146,11 +155,38 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
-def _run(body: Callable[[], Outcome]) -> Outcome:
+def _run(
+    body: Callable[[], Outcome], name: str, common: Common, options: Mapping[str, Any], *, tells: bool
+) -> tuple[Running, Outcome]:
+    """Run a command; give what is known of it, and its outcome, whatever happens."""
+    from .running import Running
+    from .stopping import stops
+
+    store = options.get("store")
+    running = Running(
+        name,
+        click.get_current_context().obj,
+        store=store if isinstance(store, Path) else None,
+        changes=common.changes,
+        tells=tells,
+        asked=common.asked,
+        log=common.log,
+        heartbeat=common.heartbeat,
+    )
+    with running:
+        return running, _outcome_of(body, running, stops(common.max_minutes), common.max_minutes)
+
+
+def _outcome_of(
+    body: Callable[[], Outcome], running: Running, stopping: AbstractContextManager[Stop], minutes: float | None
+) -> Outcome:
     from .exits import Exit, Outcome, outcome_of_error
 
+    stop: Stop | None = None
     try:
-        return body()
+        with stopping as stop:
+            running.begin()
+            return body()
     except click.UsageError as exc:
         return Outcome(Exit.USAGE, error=exc.format_message())
     except BrokenPipeError:
@@ -163,65 +199,14 @@ def _run(body: Callable[[], Outcome]) -> Outcome:
             traceback.print_exc()
             told = f"unexpected {type(exc).__name__}: {exc}\nthis is a defect: report it with the traceback above"
             return Outcome(Exit.FAILED, error=told)
+        if outcome.code is Exit.INTERRUPTED and stop is not None:
+            return stop.explain(outcome, minutes)
         return outcome
 
 
-def _finish(outcome: Outcome, name: str, *, as_json: bool, result_file: Path | None, to_stderr: bool) -> NoReturn:
-    # The file first: it must not be yesterday's when the reader of our output has left.
-    if result_file is not None:
-        outcome = _write_result(result_file, outcome, name)
-    if outcome.error:
-        echo(f"icecore {name}: {outcome.error}", err=True)
-    if outcome.text and not as_json:
-        echo(outcome.text, err=to_stderr)
-    if as_json:
-        echo(json.dumps(_jsonable(outcome.to_json(name))))
-    sys.exit(int(outcome.code))
-
-
-def _write_result(path: Path, outcome: Outcome, name: str) -> Outcome:
-    """Write the outcome's object; give the outcome, which is a failure when that cannot be done."""
-    from icecore.store.durable import write_bytes
-
-    from .exits import Exit
-
-    try:
-        write_bytes(path, json.dumps(_jsonable(outcome.to_json(name)), indent=2).encode() + b"\n")
-    except OSError as exc:
-        told = f"{path}: the outcome cannot be written there ({exc.strerror}); it was: {outcome.meaning}"
-        return replace(outcome, code=Exit.FAILED, error="\n".join(filter(None, [outcome.error, told])))
-    return outcome
-
-
-def _tell_usage(error: click.UsageError, args: Sequence[str]) -> None:
-    """Give the object of a command line that could not be parsed, where it asks for one."""
-    from .exits import Exit, Outcome
-
-    name = _command_of(error.ctx) if error.ctx else ""
-    outcome = Outcome(Exit.USAGE, error=error.format_message())
-    apart = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--result-file=") else [arg])]
-    file = next((after for option, after in pairwise(apart) if option == "--result-file"), None)
-    if file is not None and Path(file).parent.is_dir() and not Path(file).is_dir():
-        outcome = _write_result(Path(file), outcome, name)
-    if "--json" in args:
-        echo(json.dumps(outcome.to_json(name)))
-
-
-def _command_of(context: click.Context | None = None) -> str:
+def command_of(context: click.Context) -> str:
     """Give the words of the command that runs, without the program's: ``store ls``."""
-    return (context or click.get_current_context()).command_path.removeprefix("icecore").strip()
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+    return context.command_path.removeprefix("icecore").strip()
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from .config_types import (
     Device,
     Grid,
     Joined,
-    LogPath,
     ManifestPath,
     OneOrMore,
     OuterFolds,
@@ -28,6 +27,7 @@ from .config_types import (
 from .finetune_config import Finetune
 from .loading import ConfigError, load_config
 from .task_choices import AnyModelName, MetricName, check_choices
+from .watch_config import Hooks, Watch
 
 __all__ = ["ConfigError", "ExtractConfig", "FinetuneConfig", "Source", "TrainConfig", "load_config"]
 
@@ -114,17 +114,6 @@ class Compute(Section):
     """decoding threads; the number of cores by default, with nvjpeg 4 times that from 32 to 128; 0 decodes in line"""
     max_pixels: int = Field(89_478_485, ge=1)
     """images with more pixels are refused before they are decoded"""
-
-
-class Watch(Section):
-    """How a run is watched from outside; nothing here changes what is stored."""
-
-    log: Annotated[LogPath | None, Field(strict=False)] = None
-    """one JSON line an event is appended to this file; "-": standard error"""
-    heartbeat: Annotated[ConfigPath | None, Field(strict=False)] = None
-    """file that is rewritten while the run is at work, so that a monitor may alarm on its age"""
-    every: float = Field(10.0, gt=0, le=86_400)
-    """seconds between two heartbeats, and between two lines of progress"""
 
 
 class Labels(Section):
@@ -250,6 +239,7 @@ class ExtractConfig(Section):
     preprocess: Preprocess = Preprocess()
     compute: Compute = Compute()
     watch: Watch = Watch()
+    hooks: Hooks = Hooks()
     labels: Labels | None = None
     split: Split | None = None
     train: Train | None = None
@@ -272,7 +262,8 @@ class TrainConfig(Section):
     backbone: Backbone | None = None
     preprocess: Preprocess | None = None
     compute: Compute | None = None
-    watch: Watch | None = None
+    watch: Watch = Watch()
+    hooks: Hooks = Hooks()
     finetune: Finetune | None = None
 
     @model_validator(mode="after")

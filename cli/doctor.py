@@ -30,7 +30,7 @@ LIBRARIES = {"numpy": "numpy", "h5py": "h5py", "scikit-learn": "sklearn", "xgboo
 """name -> module that proves it"""
 
 
-@make_command(example="icecore doctor features")
+@make_command(example="icecore doctor features", reads_only=True)
 @click.argument("store", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--precision",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
 from icecore.store import DiskError, ExportError, LockedError, MissingExtraError, RefusedError, SourceError, StoreError
 
-__all__ = ["Exit", "Outcome", "outcome_of_error"]
+__all__ = ["DONE_SOMEHOW", "MAY_BE_SUCCESS", "Asked", "Exit", "Outcome", "outcome_of_error"]
 
 
 class Exit(IntEnum):
@@ -41,6 +41,12 @@ MEANING = {
 
 # The same command may end otherwise later without anybody changing anything.
 RETRYABLE = frozenset({Exit.LOCKED, Exit.INTERRUPTED})
+
+DONE_SOMEHOW = frozenset({Exit.DONE, Exit.SOME_IMAGES_FAILED, Exit.CHALLENGER_KEPT_BACK})
+"""What was asked for has been done, whatever came of it."""
+
+MAY_BE_SUCCESS = frozenset(Exit) - {Exit.DONE, Exit.FAILED, Exit.USAGE, Exit.STORE_INVALID, Exit.CONFIG_INVALID}
+"""Codes that a scheduler may take for 0: a failure is never one of them."""
 
 # The store is sound: what was asked of it, or what it was asked with, is not.
 _NOT_THE_STORE = (ExportError, MissingExtraError, RefusedError, SourceError)
@@ -77,23 +83,59 @@ class Outcome:
     """what went wrong, printed on stderr"""
     transient: bool = False
     """a failure that may pass by itself: a disk that did not answer"""
+    nothing_to_do: bool = False
+    """it is done because there was nothing to do"""
+    promoted: bool = False
+    """a challenger has become the champion"""
+    returned: int | None = None
+    """what the process ends with in place of ``code``, where the caller asked for another; see ``Asked``"""
+
+    @property
+    def exit_code(self) -> int:
+        """What the process ends with."""
+        return int(self.code) if self.returned is None else self.returned
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether what was asked for was not done, and the caller did not call that a success."""
+        return self.code not in DONE_SOMEHOW and self.returned is None
 
     @property
     def meaning(self) -> str:
-        """The exit code in words."""
+        """The outcome's own code in words."""
         return MEANING[self.code]
 
     def to_json(self, command: str) -> dict[str, Any]:
         """Give the object that ``--json`` prints and ``--result-file`` keeps."""
         result: dict[str, Any] = {
             "command": command,
-            "exit_code": int(self.code),
+            "exit_code": self.exit_code,
+            "outcome_code": int(self.code),
             "outcome": self.meaning,
+            "nothing_to_do": self.nothing_to_do,
             "retryable": self.code in RETRYABLE or self.transient,
         }
         if self.error:
             result["error"] = self.error
-        return {**result, **self.data}
+        return {**result, **self.data, **result}  # no fact of a command may say another code
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Exit codes that a scheduler wants in place of ours."""
+
+    success_on: frozenset[int] = frozenset()
+    """codes that end as 0"""
+    skip_code: int | None = None
+    """what a command that found nothing to do ends with"""
+
+    def applied(self, outcome: Outcome) -> Outcome:
+        """Give the outcome with the exit code that was asked for; its own code and its words stay."""
+        if outcome.code is Exit.DONE and outcome.nothing_to_do and self.skip_code is not None:
+            return replace(outcome, returned=self.skip_code)
+        if int(outcome.code) in self.success_on:
+            return replace(outcome, returned=0)
+        return replace(outcome, returned=None)
 
 
 def outcome_of_error(exc: BaseException) -> Outcome | None:

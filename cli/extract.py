@@ -10,8 +10,9 @@ import click
 from .app import command as make_command
 from .exits import Exit, Outcome
 from .options import config_argument, set_option
+from .running import exit_code_of
 from .table import one_line
-from .watching import show_progress, watch_options, watch_run
+from .watching import show_progress, watch_run
 
 if TYPE_CHECKING:
     from icecore.extract import ExtractReport, Watch
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["command", "extract_from_config", "local_path", "scan_of_config"]
 
 
-@make_command(example="icecore extract configs/nightly.toml --dry-run")
+@make_command(example="icecore extract configs/nightly.toml --dry-run", tells_events=True)
 @config_argument
 @set_option
 @click.option("--dry-run", is_flag=True, help="Print the sync plan and write nothing.")
@@ -42,7 +43,6 @@ __all__ = ["command", "extract_from_config", "local_path", "scan_of_config"]
     help="Every pixel by Pillow; a fraction of large JPEG files; or JPEG files on the CUDA device. By default "
     "preprocess.decode of CONFIG.",
 )
-@watch_options
 def extract(
     config: Path,
     overrides: tuple[str, ...],
@@ -51,14 +51,12 @@ def extract(
     retry_failed: bool,
     prune: Prune | None,
     decode: Decode | None,
-    log: Path | None,
-    heartbeat: Path | None,
 ) -> Outcome:
     """Push new and changed images through the frozen network of CONFIG and store what its layers give."""
     from .config import ExtractConfig, load_config
 
     loaded = load_config(ExtractConfig, config, overrides)
-    with watch_run(loaded, log, heartbeat, quiet=dry_run, command=f"icecore extract {config}") as watch:
+    with watch_run(loaded, quiet=dry_run, command=f"icecore extract {config}") as watch:
         report = extract_from_config(
             loaded,
             config.parent,
@@ -71,9 +69,14 @@ def extract(
             command=f"icecore extract {config}",
         )
         failed = len(report.failures) + report.plan.failed
-        code = Exit.SOME_IMAGES_FAILED if failed and not dry_run else Exit.DONE
-        watch.exit_code = int(code)
-    return Outcome(code, _facts(report), _plan_text(report) if dry_run else _done_text(report))
+        outcome = Outcome(
+            Exit.SOME_IMAGES_FAILED if failed and not dry_run else Exit.DONE,
+            _facts(report),
+            _plan_text(report) if dry_run else _done_text(report),
+            nothing_to_do=_is_nothing(report),
+        )
+        watch.exit_code = exit_code_of(outcome)
+    return outcome
 
 
 def extract_from_config(
@@ -192,6 +195,12 @@ def _plan_text(report: ExtractReport) -> str:
     return "\n".join([*lines, f"  columns: {columns}", f"  on {how}; nothing was written"])
 
 
+def _is_nothing(report: ExtractReport) -> bool:
+    """Say whether the source is as it was."""
+    plan = report.plan
+    return not (plan.to_read or plan.broken or (plan.gone and report.prune != "keep"))
+
+
 def _decoding(report: ExtractReport) -> str:
     return {"fast": ", decoded fast", "nvjpeg": ", decoded by nvJPEG"}.get(report.decode, "")
 
@@ -213,7 +222,7 @@ def _hooks(report: ExtractReport) -> list[str]:
 
 def _done_text(report: ExtractReport) -> str:
     plan, lines = report.plan, _differences(report)
-    if not (plan.to_read or plan.broken or (plan.gone and report.prune != "keep")):
+    if _is_nothing(report):
         lines.append(f"{report.set_name}: nothing to do, {plan.unchanged:,} images unchanged")
     else:
         parts = [

@@ -11,7 +11,7 @@ from .table import table
 __all__ = ["command"]
 
 
-@make_command(example="icecore layers resnet18 'layer*'")
+@make_command(example="icecore layers resnet18 'layer*'", reads_only=True)
 @click.argument("backbone")
 @click.argument("patterns", nargs=-1)
 @click.option("--size", type=click.IntRange(1, 8192), help="Side of the input in pixels; the weights' own by default.")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from icecore.store.errors import suggest
 from pydantic import BaseModel, ValidationError
 
+from .running import current
 from .toml_place import find_line
 
 __all__ = ["ConfigError", "load_config"]
@@ -53,7 +54,7 @@ def load_config(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
     for override in overrides:
         _set(values, override)
     try:
-        return kind.model_validate(values, context={"folder": path.parent})
+        config = kind.model_validate(values, context={"folder": path.parent})
     except ValidationError as exc:
         overridden = {tuple(o.partition("=")[0].strip().split(".")) for o in overrides}
         # Items that fail also leave their list too short, which is no fault of its own.
@@ -61,6 +62,9 @@ def load_config(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
         # A value that fits none of several types gives an error for each; one will do.
         faults = {(_key(error), _index(error)): _fault(path, text, kind, overridden, error) for error in errors}
         raise ConfigError(list(faults.values())) from exc
+    if (running := current()) is not None:
+        running.learn(config, path)
+    return config
 
 
 def _set(values: dict[str, Any], override: str) -> None:

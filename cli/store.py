@@ -26,7 +26,7 @@ def command() -> None:
 
 
 @command.add_command
-@make_command(example="icecore store ls features")
+@make_command(example="icecore store ls features", reads_only=True)
 @STORE
 def ls(store: Path) -> Outcome:
     """List the feature sets of STORE."""
@@ -38,7 +38,7 @@ def ls(store: Path) -> Outcome:
 
 
 @command.add_command
-@make_command(example="icecore store show features photos")
+@make_command(example="icecore store show features photos", reads_only=True)
 @STORE
 @click.argument("set_name", metavar="SET")
 def show(store: Path, set_name: str) -> Outcome:
@@ -101,7 +101,9 @@ def compact(store: Path, set_name: str | None, dry_run: bool) -> Outcome:
         for one in done
     ]
     text = "\n".join(lines) or f"{store}: nothing to merge"
-    return Outcome(Exit.DONE, {"dry_run": dry_run, "merged": [asdict(one) for one in done]}, text)
+    return Outcome(
+        Exit.DONE, {"dry_run": dry_run, "merged": [asdict(one) for one in done]}, text, nothing_to_do=not done
+    )
 
 
 for made in (*CARE_COMMANDS, *DATA_COMMANDS, *HISTORY_COMMANDS):

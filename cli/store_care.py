@@ -26,7 +26,7 @@ SHOWN = 20
 """Image ids that a terminal is shown."""
 
 
-@make_command(example="icecore store verify features --quick")
+@make_command(example="icecore store verify features --quick", reads_only=True)
 @STORE
 @click.option("--quick", is_flag=True, help="Read no row: only the catalog, and the size and header of each segment.")
 def verify(store: Path, quick: bool) -> Outcome:
@@ -88,7 +88,7 @@ def repair(store: Path, dry_run: bool, accept_loss: bool, ids_file: Path | None)
         write_bytes(ids_file, _csv(report))
     data = {**asdict(report), "needed": report.is_needed}
     if not report.is_needed:
-        return Outcome(Exit.DONE, data, f"{store}: nothing to repair")
+        return Outcome(Exit.DONE, data, f"{store}: nothing to repair", nothing_to_do=True)
     lines = [*_catalog_lines(report), *_file_lines(report), *_lost_lines(report)]
     if ids_file is not None:
         lines.append(f"{ids_file}: {counted(sum(len(lost.ids) for lost in report.lost), 'row')}")

@@ -41,7 +41,7 @@ KINDS = ("read", "transient", "decode", "too-large", "unsupported", "value")
 FAILURE = ("set", "id", "kind", "reason", "attempts", "first_at", "last_at")
 
 
-@make_command(example="icecore store status features photos")
+@make_command(example="icecore store status features photos", reads_only=True)
 @STORE
 @ONE_SET
 def status(store: Path, set_name: str | None) -> Outcome:
@@ -139,7 +139,7 @@ def _duration(seconds: float) -> str:
     return counted(int(seconds), "second")
 
 
-@make_command(example="icecore store errors features photos --kind decode --csv broken.csv")
+@make_command(example="icecore store errors features photos --kind decode --csv broken.csv", reads_only=True)
 @STORE
 @ONE_SET
 @click.option("--kind", type=click.Choice(KINDS), help="Only failures of this kind.")
@@ -175,7 +175,7 @@ def _errors_text(store: Path, counts: Mapping[str, int], rows: list[dict[str, An
     )
 
 
-@make_command(example="icecore store du features")
+@make_command(example="icecore store du features", reads_only=True)
 @STORE
 def du(store: Path) -> Outcome:
     """Tell where the bytes of STORE are, and how many only earlier versions need."""
@@ -218,7 +218,7 @@ def _usage_text(store: Path, found: StoreUsage) -> str:
     return "\n".join(lines)
 
 
-@make_command(example="icecore store export features photos --layer layer4 --to layer4.npy")
+@make_command(example="icecore store export features photos --layer layer4 --to layer4.npy", reads_only=True)
 @STORE
 @click.argument("set_name", metavar="SET")
 @click.option("--layer", "layers", multiple=True, help="Column to write; may be given several times.  [default: all]")

@@ -32,7 +32,7 @@ SET = click.argument("set_name", metavar="SET")
 NUMBERS = ("added", "changed", "removed", "failed")
 
 
-@make_command(example="icecore store log features photos --limit 10")
+@make_command(example="icecore store log features photos --limit 10", reads_only=True)
 @STORE
 @click.argument("set_name", metavar="[SET]", required=False)
 @click.option("--limit", type=click.IntRange(min=1), help="Show the newest runs only.  [default: all]")
@@ -102,7 +102,7 @@ def revert(store: Path, set_name: str, version: str, dry_run: bool) -> Outcome:
     return Outcome(Exit.DONE, data, f"{told}: {_counts(done.images)}")
 
 
-@make_command(example="icecore store diff features photos@before-cleaning photos --ids")
+@make_command(example="icecore store diff features photos@before-cleaning photos --ids", reads_only=True)
 @STORE
 @click.argument("a")
 @click.argument("b")

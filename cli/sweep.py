@@ -9,6 +9,7 @@ from .app import command as make_command
 from .app import echo
 from .exits import Exit, Outcome
 from .options import config_argument, set_option
+from .running import progressed
 from .table import counted, table
 from .train import as_of, held_out_line, number, search_options
 
@@ -34,7 +35,7 @@ def sweep(config: Path, overrides: tuple[str, ...]) -> Outcome:
     from .config import TrainConfig, load_config
 
     result = sweep_from_config(load_config(TrainConfig, config, overrides))
-    return Outcome(Exit.DONE, result.to_json(), _text(result))
+    return Outcome(Exit.DONE, result.to_json(), _text(result), nothing_to_do=bool(result.trained.reused))
 
 
 def sweep_from_config(config: TrainConfig) -> SweepResult:
@@ -121,6 +122,7 @@ def _say(progress: SweepProgress) -> None:
         how = "read" if progress.reused else f"{cell.seconds:.1f} s"
         score = f"cv {number(cell.best.mean)}, {how}"
         echo(f"[{progress.done}/{progress.total}] {progress.model} on {cell.inputs}: {score}", err=True)
+        progressed(progress.done, progress.total)
     elif progress.quick and not progress.model:
         echo(_quick_table(progress.quick), err=True)
 

@@ -10,6 +10,7 @@ from .app import command as make_command
 from .app import echo
 from .exits import Exit, Outcome
 from .options import config_argument, set_option
+from .running import progressed
 from .table import table
 
 if TYPE_CHECKING:
@@ -192,6 +193,7 @@ def _say(progress: Progress) -> None:
         outer = f"outer fold {progress.outer_fold}, " if progress.outer_fold else ""
         score = f"cv {number(cell.best.mean)}, {cell.seconds:.1f} s"
         echo(f"[{progress.done}/{progress.total}] {outer}{progress.model} on {cell.inputs}: {score}", err=True)
+        progressed(progress.done, progress.total)
 
 
 command = train

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import click
-
-from .exits import outcome_of_error
-from .options import OutputFile
+from .exits import Exit, Outcome, outcome_of_error
+from .running import current, exit_code_of, progressed
 
 if TYPE_CHECKING:
     from icecore.extract import Event, Watch
@@ -18,35 +15,25 @@ if TYPE_CHECKING:
 
     from .config import ExtractConfig
 
-__all__ = ["show_progress", "watch_options", "watch_run"]
+__all__ = ["show_progress", "watch_run"]
 
 
-def watch_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--log`` and ``--heartbeat`` to a command."""
-    command = click.option(
-        "--heartbeat",
-        type=OutputFile(),
-        help="File rewritten while the run is at work, so that a monitor may alarm on its age. "
-        "By default watch.heartbeat of CONFIG.",
-    )(command)
-    return click.option(
-        "--log",
-        type=OutputFile(allow_dash=True),
-        help="Append one JSON line an event to this file; - for stderr. By default watch.log of CONFIG.",
-    )(command)
-
-
-def watch_run(config: ExtractConfig, log: Path | None, heartbeat: Path | None, *, quiet: bool, command: str) -> Watch:
+def watch_run(config: ExtractConfig, *, quiet: bool, command: str) -> Watch:
     """Give what listens to a run as options and config ask; ``quiet`` writes nothing, for a run that does nothing."""
     from icecore.extract import Watch
 
-    return Watch(
-        log=None if quiet else log or config.watch.log,
-        heartbeat=None if quiet else heartbeat or config.watch.heartbeat,
+    running = current()
+    log, heartbeat = (None, None) if quiet or running is None else (running.log, running.heartbeat)
+    watch = Watch(
+        log=log,
+        heartbeat=heartbeat,
         every=config.watch.every,
         facts={"store": str(config.store), "command": command},
         exit_code_of=_exit_code_of,
     )
+    if running is not None:
+        running.hand_over()
+    return watch
 
 
 @contextmanager
@@ -60,6 +47,8 @@ def show_progress(what: str, watch: Watch | None = None) -> Iterator[Listener]:
         def listen(event: Event) -> None:
             if watch is not None:
                 watch(event)
+            if event.kind == "planned":
+                progressed(event.counts.done, event.counts.total)  # there is a store now, for the record of the run
             if event.kind == "progress":
                 bar.total = event.counts.total
                 if event.counts.failed:
@@ -70,5 +59,4 @@ def show_progress(what: str, watch: Watch | None = None) -> Iterator[Listener]:
 
 
 def _exit_code_of(exc: BaseException) -> int:
-    outcome = outcome_of_error(exc)
-    return 1 if outcome is None else int(outcome.code)
+    return exit_code_of(outcome_of_error(exc) or Outcome(Exit.FAILED))

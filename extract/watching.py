@@ -5,13 +5,9 @@ What cannot be written before the run begins is an error; later it is one warnin
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -19,17 +15,12 @@ from typing import Any, Literal, Self
 
 from .errors import WatchError
 from .events import Counts, Event, EventKind, identity, now
+from .watch_files import FORMAT, STDERR, EventLog, HeartbeatFile, Warnings
 
 __all__ = ["EVERY", "STDERR", "State", "Watch"]
 
-logger = logging.getLogger(__name__)
-
 EVERY = 10.0
 """Seconds between two heartbeats, and between two lines of progress."""
-STDERR = "-"
-"""In place of a log file: standard error."""
-FORMAT = 1
-"""Version of the heartbeat's keys and of the log's; new keys may come without another one."""
 
 Ending = Literal["finished", "failed", "interrupted"]
 State = Literal["running"] | Ending
@@ -79,14 +70,14 @@ class Watch:
             raise ValueError(f"expected every to be above 0 seconds, found {every}")
         self.exit_code: int | None = None
         """exit code of a command that ends without an exception"""
-        self._log = None if log is None else _Log(log)
-        self._beat = None if heartbeat is None else _Beat(Path(heartbeat))
+        self._log = None if log is None else EventLog(log)
+        self._beat = None if heartbeat is None else HeartbeatFile(Path(heartbeat))
         self._every, self._facts, self._exit_code_of = every, dict(facts or {}), exit_code_of
         self._last = Event("started", now(), "", "", Counts(), None, None)
         self._started = self._progressed = self._last.time
         self._told: Mapping[str, Any] = {}
         self._next_line = self._next_beat = 0.0
-        self._warnings = _Warnings(self._warn)
+        self._warnings = Warnings(self._warn)
 
     @property
     def is_on_stderr(self) -> bool:
@@ -171,92 +162,3 @@ class Watch:
             **numbers,
             "exit_code": None,
         }
-
-
-class _Warnings(logging.Handler):
-    """Passes on what any part of icecore warns of."""
-
-    def __init__(self, warn: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self._warn = warn
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._warn(record.getMessage())
-
-
-class _Log:
-    """JSON lines at the end of a file, each written by one call."""
-
-    def __init__(self, place: Path | str) -> None:
-        self._place = place
-        self._descriptor: int | None = None
-        self._torn = self._warned = False
-
-    @property
-    def is_stderr(self) -> bool:
-        return str(self._place) == STDERR
-
-    def open(self) -> None:
-        if self.is_stderr:
-            return
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        try:
-            self._descriptor = os.open(self._place, flags, 0o666)
-        except OSError as exc:
-            raise WatchError("log", self._place, exc) from exc
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        try:
-            trouble = self._put(json.dumps(line) + "\n")
-        except (OSError, ValueError) as exc:  # the latter of a stream that was closed
-            trouble = (isinstance(exc, OSError) and exc.strerror) or str(exc)
-        if trouble and not self._warned:
-            self._warned = True
-            logger.warning("%s: events cannot be written there for now (%s); the run goes on", self._place, trouble)
-
-    def _put(self, line: str) -> str:
-        """Write a line; a disk that is nearly full takes a part, and the next line then begins anew."""
-        if self.is_stderr:
-            sys.stderr.write(line)
-            sys.stderr.flush()
-            return ""
-        assert self._descriptor is not None, "a Watch listens inside its with block only"
-        data = b"\n" * self._torn + line.encode()
-        written = os.write(self._descriptor, data)
-        self._torn = written != len(data)
-        return "a part of a line was written" if self._torn else ""
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            with suppress(OSError):
-                os.close(self._descriptor)
-            self._descriptor = None
-
-
-class _Beat:
-    """A small file that is there whole or not at all; not synced, because after a power cut it means nothing."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path.resolve()  # a link stays a link
-        self._warned = False
-
-    def require_regular(self) -> None:
-        """Refuse what must not be replaced: a folder, a device, a pipe."""
-        if self._path.exists() and not self._path.is_file():
-            raise WatchError("heartbeat", self._path, OSError(0, "is no regular file"))
-
-    def write(self, state: Mapping[str, Any], *, first: bool = False) -> None:
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(json.dumps(state, indent=2).encode() + b"\n")
-            temporary.replace(self._path)
-        except OSError as exc:
-            with suppress(OSError):
-                temporary.unlink()
-            if first:
-                raise WatchError("heartbeat", self._path, exc) from exc
-            if not self._warned:
-                self._warned = True
-                logger.warning(
-                    "%s: the heartbeat cannot be written for now (%s); the run goes on", self._path, exc.strerror
-                )

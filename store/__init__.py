@@ -22,6 +22,7 @@ from .errors import (
     MissingExtraError,
     NarrowingError,
     RefusedError,
+    RunNotFoundError,
     SetNotFoundError,
     SourceError,
     StoreDamagedError,
@@ -39,9 +40,11 @@ from .health import Check, check_disk, check_store
 from .history import Revert, Version
 from .losses import Lost
 from .manifest import ManifestScan, scan_manifest, scan_source
+from .metrics import store_metrics, write_metrics
 from .needs import Kept
 from .plan import Plan, WorkGroup, plan_sync
 from .repair import RepairReport, repair_store
+from .runs import Run, find_run, list_runs
 from .scan import IMAGE_EXTENSIONS, Scan, SourceImage
 from .status import Pending, SetStatus, StoreStatus, store_status
 from .summary import Summary
@@ -97,6 +100,8 @@ __all__ = [
     "RefusedRow",
     "RepairReport",
     "Revert",
+    "Run",
+    "RunNotFoundError",
     "Scan",
     "SetNotFoundError",
     "SetStatus",
@@ -122,6 +127,8 @@ __all__ = [
     "check_disk",
     "check_store",
     "export",
+    "find_run",
+    "list_runs",
     "list_tunings",
     "plan_sync",
     "promote",
@@ -132,8 +139,10 @@ __all__ = [
     "scan_folder",
     "scan_manifest",
     "scan_source",
+    "store_metrics",
     "store_status",
     "store_usage",
     "tuned_weights_path",
     "verify_store",
+    "write_metrics",
 ]

@@ -27,6 +27,7 @@ __all__ = [
     "MissingExtraError",
     "NarrowingError",
     "RefusedError",
+    "RunNotFoundError",
     "SetNotFoundError",
     "SourceError",
     "StoreDamagedError",
@@ -205,6 +206,15 @@ class ClosedArrayError(StoreError, ValueError):
 
 class VersionNotFoundError(StoreError, LookupError):
     """The set has no such version or tag, or it was collected."""
+
+
+class RunNotFoundError(StoreError, LookupError):
+    """The store has no record of a run of this name, or of several whose names begin or end so."""
+
+    def __init__(self, store: object, run: str, found: Sequence[str], known: Sequence[str]) -> None:
+        self.run, self.found = run, tuple(found)
+        told = f"{len(found)} runs are called so" if found else f"no run is called so{suggest(run, known)}"
+        super().__init__(f"{store}: {run!r}: {told}; `icecore runs ls {store}` lists them")
 
 
 class GenerationNotFoundError(StoreError, LookupError):

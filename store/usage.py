@@ -20,7 +20,7 @@ from .errors import RefusedError
 
 __all__ = ["GenerationUsage", "StoreUsage", "store_usage"]
 
-KINDS = ("catalog", "canaries", "models", "sweeps", "comparisons", "weights", "quarantine", "strays", "other")
+KINDS = ("catalog", "canaries", "models", "sweeps", "comparisons", "weights", "runs", "quarantine", "strays", "other")
 State = Literal["read", "filling", "old"]
 
 

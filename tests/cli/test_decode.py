@@ -145,11 +145,12 @@ def test_a_run_tells_how_many_images_the_device_decoded(
     Image.open(photo).save(photo.with_suffix(".png"))
     plan = icecore("extract", project.config, "--decode", "nvjpeg", "--dry-run").text
     assert "fp32, decoded by nvJPEG; nothing was written" in plan
-    ended = icecore("extract", project.config, "--decode", "nvjpeg", "--json", "--log", project.folder / "log.jsonl")
+    log = project.folder / "log.jsonl"
+    ended = icecore("extract", project.config, "--decode", "nvjpeg", "--json", "--log-json", log)
     assert ended.outcome["decode"] == "nvjpeg"
     assert ended.outcome["decoded"] == {"device": 16, "pillow": 1}
     assert "nvjpeg of torchvision" in ended.outcome["decoder"]
-    finished = json.loads((project.folder / "log.jsonl").read_text().splitlines()[-1])
+    finished = json.loads(log.read_text().splitlines()[-1])
     assert (finished["event"], finished["decoded"]) == ("finished", {"device": 16, "pillow": 1})
     told = icecore("extract", project.config, "--set", "set=again", "--set", "preprocess.decode=nvjpeg").text
     assert re.search(r"on cpu, fp32, .*eager.*, decoded by nvJPEG$", told, re.M)

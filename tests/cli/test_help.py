@@ -29,7 +29,8 @@ TREE = sorted(walk(cli, ()))
 
 def test_the_tree_holds_what_is_documented() -> None:
     assert {" ".join(words) for words in TREE} == {
-        "", "advise", "compare", "demo", "doctor", "extract", "finetune", "layers", "predict", "sweep", "train",
+        "", "demo", "doctor", "extract", "layers", "metrics", "predict", "sweep", "train",
+        "runs", "runs ls", "runs show",
         "store", "store ls", "store show", "store verify",
         "store repair", "store compact",
         "store status", "store errors", "store du", "store export",
@@ -49,7 +50,7 @@ def test_every_command_has_help_with_an_example(icecore: Icecore, words: tuple[s
     assert "\\b" not in done.text
 
 
-@pytest.mark.parametrize("words", [words for words in TREE if words not in {(), ("store",)}], ids=" ".join)
+@pytest.mark.parametrize("words", [words for words in TREE if words not in {(), ("runs",), ("store",)}], ids=" ".join)
 def test_every_option_has_help(words: tuple[str, ...]) -> None:
     command: click.Command = cli
     for word in words:
@@ -58,7 +59,9 @@ def test_every_option_has_help(words: tuple[str, ...]) -> None:
         assert found is not None
         command = found
     options = [p for p in command.params if isinstance(p, click.Option)]
-    assert {"--json", "--result-file"} <= {o for option in options for o in option.opts}
+    assert {"--json", "--result-file", "--success-on", "--skip-code", "--log-json"} <= {
+        o for option in options for o in option.opts
+    }
     assert [option.opts for option in options if not option.help] == []
 
 
@@ -93,7 +96,7 @@ def test_help_loads_nothing_heavy() -> None:
     """The first help loads no library at all; that of a command neither torch nor scikit-learn."""
     code = """
 import sys
-from icecore.cli.app import main
+from icecore.cli.app import COMMANDS, main
 def help(*words):
     try:
         main([*words, "--help"])
@@ -103,7 +106,7 @@ def loaded(*names):
     return [name for name in names if name in sys.modules]
 help()
 print(loaded("torch", "torchvision", "sklearn", "numpy", "h5py", "pydantic", "PIL", "icecore.store"), file=sys.stderr)
-for line in "advise compare demo doctor extract layers predict store sweep train".split() + ["store ls"]:
+for line in (*COMMANDS, "runs ls", "store ls"):
     help(*line.split())
 print(loaded("torch", "torchvision", "sklearn", "xgboost", "matplotlib"), file=sys.stderr)
 """

@@ -103,7 +103,7 @@ def test_du_adds_up_to_what_is_on_disk(icecore: Icecore, trained: Any) -> None:
     done = icecore("store", "du", trained.store)
     assert (done.code, done.told) == (0, "")
     assert [line.split()[0] for line in done.text.splitlines()[2:]] == [
-        "photos", "features.3:avg", "(ids,", "catalog", "canaries", "models", "total",
+        "photos", "features.3:avg", "(ids,", "catalog", "canaries", "models", "runs", "total",
     ]  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def test_without_a_terminal_a_run_is_quiet(icecore: Icecore, photos: Any) -> Non
 
 def test_options_write_a_log_and_a_heartbeat_with_the_exit_code(icecore: Icecore, photos: Any) -> None:
     log, beat = photos.folder / "run.jsonl", photos.folder / "beat.json"
-    done = icecore("extract", photos.config, "--log", log, "--heartbeat", beat)
+    done = icecore("extract", photos.config, "--log-json", log, "--heartbeat", beat)
     assert done.code == 5
     assert events(log.read_text("utf-8")) == ["started", "planned", "failure", "progress", "committed", "finished"]
     found = json.loads(beat.read_bytes())
@@ -61,7 +61,7 @@ def test_the_config_names_them_relative_to_itself_and_options_win(icecore: Iceco
 
 
 def test_a_dash_logs_to_stderr_and_stdout_stays_the_result(icecore: Icecore, photos: Any) -> None:
-    done = icecore("extract", photos.config, "--log", "-", "--json")
+    done = icecore("extract", photos.config, "--log-json", "-", "--json")
     assert events(done.told)[-1] == "finished"
     assert done.outcome["forwarded"] == 7
     again = icecore("extract", photos.config, "--set", "watch.log='-'")
@@ -76,7 +76,7 @@ def test_a_dry_run_leaves_the_heartbeat_of_a_run_at_work_alone(icecore: Icecore,
 
 def test_a_run_that_fails_tells_why_in_both(icecore: Icecore, photos: Any) -> None:
     log, beat = photos.folder / "run.jsonl", photos.folder / "beat.json"
-    files = ("--log", log, "--heartbeat", beat)
+    files = ("--log-json", log, "--heartbeat", beat)
     done = icecore("extract", photos.config, "--set", "backbone.layers=['features.99']", *files)
     assert done.code == 4
     found = json.loads(beat.read_bytes())
@@ -87,14 +87,14 @@ def test_a_run_that_fails_tells_why_in_both(icecore: Icecore, photos: Any) -> No
     assert json.loads(beat.read_bytes())["exit_code"] == missing.code == 1
 
 
-@pytest.mark.parametrize("option", ["--log", "--heartbeat"])
+@pytest.mark.parametrize(("option", "key"), [("--log-json", "log"), ("--heartbeat", "heartbeat")])
 def test_a_file_in_a_folder_that_is_not_there_is_refused_before_anything_is_done(
-    icecore: Icecore, photos: Any, option: str
+    icecore: Icecore, photos: Any, option: str, key: str
 ) -> None:
     done = icecore("extract", photos.config, option, photos.folder / "nosuch" / "file")
     assert done.code == 2
     assert "there is no folder" in done.told
-    named = icecore("extract", photos.config, "--set", f"watch.{option[2:]}=nosuch/file")
+    named = icecore("extract", photos.config, "--set", f"watch.{key}=nosuch/file")
     assert named.code == 1
     assert "nosuch/file: the " in named.told
     assert "nothing was begun: make its folder" in named.told
