@@ -14,7 +14,7 @@ from typing import Any
 from .contract import Column, Contract, canonical_json
 from .errors import FormatError
 
-__all__ = ["BundleCard", "card_paths", "check_bundle", "read_card"]
+__all__ = ["CARD", "BundleCard", "card_paths", "check_bundle", "read_card"]
 
 CARD = "card.json"
 _FORMAT, _VERSIONS = "icecore.bundle", (1, 2)

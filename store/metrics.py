@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from .bundles import CARD
+from .champions import Promotion, champions
 from .durable import write_bytes
 from .exposition import Family, exposition
 from .runs import Run, list_runs
@@ -14,11 +17,13 @@ from .status import SetStatus, StoreStatus, store_status
 
 __all__ = ["store_metrics", "write_metrics"]
 
+log = logging.getLogger(__name__)
+
 Labels = dict[str, str]
 Samples = list[tuple[Labels, float]]
 
 
-def store_metrics(path: Path | str, *, now: Callable[[], float] = time.time) -> bytes:
+def store_metrics(path: Path | str) -> bytes:
     """Give the numbers of a store in the text format of Prometheus.
 
     Every number has the label ``store``, the folder's absolute path, so that the files of several stores agree.
@@ -27,8 +32,6 @@ def store_metrics(path: Path | str, *, now: Callable[[], float] = time.time) -> 
     ----------
     path
         The store.
-    now
-        Gives seconds since 1970, UTC.
 
     Raises
     ------
@@ -37,7 +40,13 @@ def store_metrics(path: Path | str, *, now: Callable[[], float] = time.time) -> 
     """
     status = store_status(path)
     base = {"store": str(Path(path).absolute())}
-    return exposition([*_of_sets(status, base), *_of_store(status, base), *_of_runs(list_runs(path), base)])
+    families = [
+        *_of_sets(status, base),
+        *_of_store(status, base),
+        *_of_champions(champions(path), base),
+        *_of_runs(list_runs(path), base),
+    ]
+    return exposition(families)
 
 
 def write_metrics(path: Path | str, file: Path) -> int:
@@ -89,6 +98,34 @@ def _of_store(status: StoreStatus, base: Labels) -> Sequence[Family]:
         Family("icecore_writers", "Runs that are writing.", [(base, int(status.is_written))]),
         Family("icecore_leftover_segments", "Segments left by a run that was cut off.", [(base, status.leftovers)]),
     ]
+
+
+def _of_champions(found: Mapping[str, Promotion], base: Labels) -> Sequence[Family]:
+    """Tell of the bundle that is in use under each name, and what its card says of held-out images."""
+    scores = {name: _scores(one) for name, one in found.items()}
+    score: Samples = [
+        ({**base, "name": name, "metric": metric}, value)
+        for name, values in scores.items()
+        for metric, value in values.items()
+        if metric != "n"
+    ]
+    when: Samples = [({**base, "name": name}, _seconds(one.created)) for name, one in found.items()]
+    images: Samples = [({**base, "name": name}, values["n"]) for name, values in scores.items() if "n" in values]
+    return [
+        Family("icecore_champion_score", "Scores of the model in use on its held-out images.", score),
+        Family("icecore_champion_held_out_images", "Images behind these scores.", images),
+        Family("icecore_champion_promoted_timestamp_seconds", "When the model in use was promoted.", when),
+    ]
+
+
+def _scores(promotion: Promotion) -> dict[str, float]:
+    """Give the numbers of a champion's card; none where its folder is gone, which verify and predict tell."""
+    try:
+        found = json.loads((promotion.path / CARD).read_bytes())["held_out"]
+        return {name: value for name, value in found.items() if type(value) in (int, float)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        log.warning("%s: no scores can be read from its card (%s)", promotion.path, exc)
+        return {}
 
 
 def _of_runs(runs: Sequence[Run], base: Labels) -> Sequence[Family]:

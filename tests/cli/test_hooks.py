@@ -197,32 +197,3 @@ def test_faults_of_the_section_are_told_with_their_place(icecore: Icecore, train
     assert done.code == 4
     assert fault in done.told
     assert os.fspath(trained.config) in done.told
-
-
-def test_metrics_are_written_at_the_end_of_each_run(icecore: Icecore, trained: Any) -> None:
-    trained.set('\n[watch]\nmetrics = "icecore.prom"\n')
-    out = trained.folder / "icecore.prom"
-    assert icecore("extract", trained.config).code == 0
-    assert f'icecore_rows{{store="{trained.store}",set="photos"}} 18\n' in out.read_text()
-    assert 'command="extract"} 0\n' in out.read_text()
-    assert icecore("train", trained.config, "--set", "train.folds=50").code == 1
-    assert "icecore_last_run_outcome{" in out.read_text()
-    assert 'command="train"} 1\n' in out.read_text()
-    out.unlink()
-    out.mkdir()
-    done = icecore("extract", trained.config)
-    assert done.code == 0
-    assert f"{out}: the metrics cannot be written (" in done.told
-
-
-def test_metrics_as_a_command_print_or_write_the_same(icecore: Icecore, trained: Any) -> None:
-    out = trained.folder / "icecore.prom"
-    done = icecore("metrics", trained.store, "--out", out, "--json")
-    shown = icecore("metrics", trained.store)
-
-    def names(text: str) -> list[str]:
-        return [line.rpartition(" ")[0] for line in text.splitlines()]
-
-    assert names(out.read_text()) == names(shown.text)
-    assert done.outcome["samples"] == sum(not line.startswith("#") for line in shown.text.splitlines())
-    assert icecore("metrics", trained.folder).code == 3
