@@ -1,4 +1,4 @@
-"""``icecore store verify`` and ``icecore store repair``: find damage, and put it right."""
+"""``icecore store verify | repair | backup``: find damage, put it right, and keep a copy."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
-from icecore.store import RepairReport, repair_store, verify_store
+from icecore.store import RepairReport, backup_store, repair_store, verify_store
 
 from .app import command as make_command
 from .app import progress_bar
 from .exits import Exit, Outcome
 from .options import OutputFile
-from .table import counted, csv_line, one_line
+from .table import counted, csv_line, human_bytes, one_line
 
 if TYPE_CHECKING:
     from icecore.store import VerifyReport
@@ -148,4 +148,21 @@ def _csv(report: RepairReport) -> bytes:
     return b"".join(csv_line(row) for row in [["set", "id", "columns"], *rows])
 
 
-COMMANDS = (verify, repair)
+@make_command(example="icecore store backup features /backup/features")
+@STORE
+@click.argument("to", type=click.Path(path_type=Path))
+def backup(store: Path, to: Path) -> Outcome:
+    """Copy STORE to the folder TO, or bring an earlier copy there up to date; a writer may be at work.
+
+    TO is a store like any other, whole at every moment: the way back is a backup of it to a new folder. Segments that
+    it has are not copied again. Bundles that STORE has no more stay.
+    """
+    with progress_bar("backup", unit="B") as progress:
+        done = backup_store(store, to, progress=progress)
+    told = f"{counted(done.segments, 'segment')}, {done.copied:,} of them new, {counted(done.files, 'other file')} new"
+    removed = f", {done.removed:,} removed" if done.removed else ""
+    text = f"{to}: {told}{removed}; {human_bytes(done.bytes)} copied"
+    return Outcome(Exit.DONE, asdict(done), text, nothing_to_do=not (done.copied or done.files or done.removed))
+
+
+COMMANDS = (verify, repair, backup)

@@ -2,6 +2,7 @@
 
 from .array import Batch, FeatureArray
 from .aside import Moved
+from .backup import Backup, backup_store
 from .champions import Promotion, champion_of, champions, promote, promotions, rollback
 from .collect import Collected, Collection, Dropped
 from .compact import Compaction
@@ -57,6 +58,7 @@ __all__ = [
     "IMAGE_EXTENSIONS",
     "NUMERICS",
     "AmbiguousLayerError",
+    "Backup",
     "Batch",
     "Check",
     "ClosedArrayError",
@@ -122,6 +124,7 @@ __all__ = [
     "VersionNotFoundError",
     "WorkGroup",
     "Writer",
+    "backup_store",
     "champion_of",
     "champions",
     "check_disk",

@@ -24,7 +24,7 @@ from .errors import RunNotFoundError, StoreNotFoundError
 from .processes import Process, is_running, peak_memory, this_process
 from .sqlite_file import CATALOG
 
-__all__ = ["Run", "RunState", "begin_run", "end_run", "ended", "find_run", "list_runs", "new_run"]
+__all__ = ["RUNS", "Run", "RunState", "begin_run", "end_run", "ended", "find_run", "list_runs", "new_run"]
 
 log = logging.getLogger(__name__)
 

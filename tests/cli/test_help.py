@@ -32,7 +32,7 @@ def test_the_tree_holds_what_is_documented() -> None:
         "", "demo", "doctor", "extract", "layers", "metrics", "predict", "sweep", "train",
         "runs", "runs ls", "runs show",
         "store", "store ls", "store show", "store verify",
-        "store repair", "store compact",
+        "store repair", "store backup", "store compact",
         "store status", "store errors", "store du", "store export",
         "store log", "store tag", "store revert", "store diff", "store drop", "store gc",
     }  # fmt: skip

@@ -54,6 +54,7 @@ READERS: dict[str, Callable[[Any], list[object]]] = {
     "metrics": lambda p: ["metrics", p.store],
     "predict": lambda p: ["predict", p.bundle, p.photos / "val"],
     "runs ls": lambda p: ["runs", "ls", p.store],
+    "store backup": lambda p: ["store", "backup", p.store, p.folder / "copy"],
     "store diff": lambda p: ["store", "diff", p.store, "photos", p.bundle],
     "store du": lambda p: ["store", "du", p.store],
     "store errors": lambda p: ["store", "errors", p.store],

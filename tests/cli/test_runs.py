@@ -32,6 +32,7 @@ CHANGING = {
     "extract": lambda p: ["extract", p.config],
     "train": lambda p: ["train", p.config],
     "sweep": lambda p: ["sweep", p.config],
+    "store backup": lambda p: ["store", "backup", p.store, p.folder / "copy"],
     "store compact": lambda p: ["store", "compact", p.store],
     "store gc": lambda p: ["store", "gc", p.store],
     "store repair": lambda p: ["store", "repair", p.store],

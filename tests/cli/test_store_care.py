@@ -248,3 +248,26 @@ def test_a_folder_without_a_store_is_left_alone(icecore: Icecore, tmp_path: Path
     done = icecore("store", "repair", tmp_path)
     assert (done.code, done.out) == (3, b"")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backup_keeps_features_bundle_and_champion_and_says_what_was_copied(icecore: Icecore, trained: Any) -> None:
+    from icecore.store import champion_of, promote
+
+    copy, bundle = trained.folder / "copy", trained.bundle
+    promote(trained.store, "default", bundle, why="first")
+    done = icecore("store", "backup", trained.store, copy, "--json")
+    assert (done.code, done.outcome["segments"], done.outcome["copied"]) == (0, 1, 1)
+    assert icecore("store", "verify", copy).code == 0
+    kept = champion_of(copy, "default")
+    assert kept is not None
+    assert kept.path == copy / "models" / "default" / bundle.name
+    assert (
+        icecore("predict", kept.path, trained.photos / "val").out
+        == icecore("predict", bundle, trained.photos / "val").out
+    )
+    assert not (copy / "runs").exists()
+    again = icecore("store", "backup", trained.store, copy, "--skip-code", "99")
+    assert (again.code, again.text) == (99, f"{copy}: 1 segment, 0 of them new, 0 other files new; 0 B copied\n")
+    refused = icecore("store", "backup", trained.store, trained.photos)
+    assert refused.code == 1
+    assert "holds something else than a copy" in refused.told
