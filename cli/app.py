@@ -56,6 +56,7 @@ icecore sweep experiment.toml          # layers x poolings x models -> leaderboa
 icecore advise experiment.toml         # is fine-tuning worth trying?
 icecore compare A B --config e.toml    # was fine-tuning worth it?
 icecore predict BUNDLE photos/         # new images -> labels
+icecore runs ls features               # what was run, and how it ended
 """
 """``\\b`` keeps click from filling the lines of the paragraph that follows."""
 

@@ -95,7 +95,9 @@ def search_options(config: TrainConfig) -> dict[str, Any]:
         "name": train.name,
         "report": train.report,
         "images": _image_folder(config.source),
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(
+            mode="json", exclude={"hooks"}
+        ),  # a bundle is handed on; a hook may hold a password
     }
 
 

@@ -26,11 +26,13 @@ class Process:
     """names the start of the system; None where the system has no such name"""
     began: int | None = None
     """clock ticks from the start of the system to that of the process; None where the system does not tell"""
+    space: str | None = None
+    """names the container, or what else gives numbers to processes; None where the system has none"""
 
 
 def this_process() -> Process:
     """Name this process."""
-    return Process(os.getpid(), socket.gethostname(), _boot(), _began(os.getpid()))
+    return Process(os.getpid(), socket.gethostname(), _boot(), _began(os.getpid()), _space())
 
 
 def is_running(process: Process) -> bool | None:
@@ -39,6 +41,8 @@ def is_running(process: Process) -> bool | None:
         return None
     if process.boot is not None and process.boot != _boot():
         return False
+    if process.space != _space():
+        return None
     try:
         os.kill(process.pid, 0)
     except ProcessLookupError:
@@ -74,4 +78,11 @@ def _began(pid: int) -> int | None:
         fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
         return int(fields[19])  # the 22nd of all: see proc(5)
     except (OSError, IndexError, ValueError):
+        return None
+
+
+def _space() -> str | None:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
         return None

@@ -197,3 +197,12 @@ def test_faults_of_the_section_are_told_with_their_place(icecore: Icecore, train
     assert done.code == 4
     assert fault in done.told
     assert os.fspath(trained.config) in done.told
+
+
+def test_a_bundle_does_not_hold_the_hooks_of_those_who_trained_it(icecore: Icecore, trained: Any) -> None:
+    trained.set('\n[hooks]\non_success = ["true", "https://example/secret-token"]\n')
+    done = icecore("train", trained.config, "--json")
+    assert done.code == 0
+    told = [path for path in (trained.store / "models").rglob("*") if path.is_file()]
+    assert told
+    assert [path for path in told if b"secret-token" in path.read_bytes()] == []

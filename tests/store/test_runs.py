@@ -62,6 +62,7 @@ def test_one_whose_process_is_gone_has_died_and_one_elsewhere_may_still_run(stor
         "before the machine was started anew": replace(this_process(), boot="another"),
         "another process with its number": replace(this_process(), began=1),
         "elsewhere": replace(this_process(), host="elsewhere", boot="another"),
+        "in another container": replace(gone(), space="pid:[1]"),
     }.items():
         begin_run(store, replace(new_run(name, []), process=process))
     states = {run.command: run.state for run in list_runs(store)}
@@ -71,6 +72,7 @@ def test_one_whose_process_is_gone_has_died_and_one_elsewhere_may_still_run(stor
         "before the machine was started anew": "died",
         "another process with its number": "died",
         "elsewhere": "running",
+        "in another container": "running",
     }
 
 
