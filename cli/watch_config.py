@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from .config_types import ConfigPath, LogPath
+from .config_types import ConfigPath, LogPath, Section
 
 __all__ = ["HookEvent", "Hooks", "Watch"]
 
@@ -17,11 +17,7 @@ Argv = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=F
 """A command: its program and arguments; no shell reads it."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
-
-
-class Watch(_Section):
+class Watch(Section):
     """How a run is watched from outside; nothing here changes what is stored."""
 
     log: Annotated[LogPath | None, Field(strict=False)] = None
@@ -34,7 +30,7 @@ class Watch(_Section):
     """file that is rewritten at the end of each run, for the textfile collector of Prometheus' node exporter"""
 
 
-class Hooks(_Section):
+class Hooks(Section):
     """Who is told how a run ended: commands, which get the outcome on standard input, and a folder of files."""
 
     on_promote: Argv = ()
