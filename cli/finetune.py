@@ -12,6 +12,7 @@ from .app import echo
 from .exits import Exit, Outcome
 from .extract import extract_from_config, local_path, scan_of_config
 from .options import OutputFile, config_argument, set_option
+from .running import progressed
 from .table import counted, one_line, table
 from .train import search_options
 
@@ -68,7 +69,7 @@ def finetune(
         code = Exit.SOME_IMAGES_FAILED if extracted.failures or extracted.plan.failed else Exit.DONE
     else:
         lines.append(f"now: icecore extract {config} --set backbone.weights={report.weights}")
-    return Outcome(code, data, "\n".join(lines))
+    return Outcome(code, data, "\n".join(lines), nothing_to_do=not (report.is_new or then_extract))
 
 
 def finetune_from_config(
@@ -211,6 +212,7 @@ def _say(epoch: Epoch) -> None:
     scores = f"validation loss {epoch.validation_loss:.4f}, accuracy {epoch.validation_accuracy:.4f}"
     best = "  best so far" if epoch.is_best else ""
     echo(f"{head} {scores}, {epoch.seconds:.1f} s{best}", err=True)
+    progressed(epoch.epoch, epoch.epochs)
 
 
 def _facts(report: TuningReport) -> dict[str, Any]:

@@ -29,10 +29,10 @@ TREE = sorted(walk(cli, ()))
 
 def test_the_tree_holds_what_is_documented() -> None:
     assert {" ".join(words) for words in TREE} == {
-        "", "demo", "doctor", "extract", "layers", "metrics", "predict", "sweep", "train",
-        "runs", "runs ls", "runs show",
+        "", "demo", "doctor", "extract", "finetune", "layers", "predict", "sweep", "train",
+        "metrics", "runs", "runs ls", "runs show", "store backup",
         "store", "store ls", "store show", "store verify",
-        "store repair", "store backup", "store compact",
+        "store repair", "store compact",
         "store status", "store errors", "store du", "store export",
         "store log", "store tag", "store revert", "store diff", "store drop", "store gc",
     }  # fmt: skip
