@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["advise_from_config", "command"]
 
 
-@make_command(example="icecore advise experiment.toml --set 'train.layers=[\"layer*\"]'")
+@make_command(example="icecore advise experiment.toml --set 'train.layers=[\"layer*\"]'", reads_only=True)
 @config_argument
 @set_option
 def advise(config: Path, overrides: tuple[str, ...]) -> Outcome:

@@ -30,7 +30,7 @@ LEAVES = [words for words in TREE if not any(other[: len(words)] == words != oth
 
 def test_the_tree_holds_what_is_documented() -> None:
     assert {" ".join(words) for words in TREE} == {
-        "", "demo", "doctor", "extract", "finetune", "layers", "predict", "sweep", "train",
+        "", "advise", "compare", "demo", "doctor", "extract", "finetune", "layers", "predict", "sweep", "train",
         "metrics", "runs", "runs ls", "runs show", "store backup",
         "store", "store ls", "store show", "store verify",
         "store repair", "store compact",
