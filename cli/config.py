@@ -25,6 +25,7 @@ from .config_types import (
     Share,
     parse_bytes,
 )
+from .drift_config import DriftConfig
 from .finetune_config import Finetune
 from .loading import ConfigError, load_config
 from .task_choices import AnyModelName, MetricName, check_choices
@@ -250,6 +251,7 @@ class ExtractConfig(Section):
     preprocess: Preprocess = Preprocess()
     compute: Compute = Compute()
     watch: Watch = Watch()
+    drift: DriftConfig | None = None
     labels: Labels | None = None
     split: Split | None = None
     train: Train | None = None
@@ -274,6 +276,7 @@ class TrainConfig(Section):
     compute: Compute | None = None
     watch: Watch | None = None
     finetune: Finetune | None = None
+    drift: DriftConfig | None = None
 
     @model_validator(mode="after")
     def _has_labels_for_the_task(self) -> Self:

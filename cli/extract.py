@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .app import command as make_command
+from .drifting import drift_facts, drift_of_run, drift_text, version_of
 from .exits import Exit, Outcome
 from .options import config_argument, set_option
 from .table import one_line
@@ -58,6 +59,7 @@ def extract(
     from .config import ExtractConfig, load_config
 
     loaded = load_config(ExtractConfig, config, overrides)
+    before = version_of(loaded) if loaded.drift is not None and not dry_run else None
     with watch_run(loaded, log, heartbeat, quiet=dry_run, command=f"icecore extract {config}") as watch:
         report = extract_from_config(
             loaded,
@@ -72,8 +74,15 @@ def extract(
         )
         failed = len(report.failures) + report.plan.failed
         code = Exit.SOME_IMAGES_FAILED if failed and not dry_run else Exit.DONE
+        compared = drift_of_run(loaded, before) if loaded.drift is not None and not dry_run else None
+        if compared is not None and compared.fails:
+            code = Exit.DRIFTED
         watch.exit_code = int(code)
-    return Outcome(code, _facts(report), _plan_text(report) if dry_run else _done_text(report))
+    facts, text = _facts(report), _plan_text(report) if dry_run else _done_text(report)
+    if compared is not None:
+        facts |= {"drift": drift_facts(compared.verdict), "drift_not_compared": compared.why_not}
+        text += "\n" + (drift_text(compared.verdict) if compared.verdict else f"  drift: {compared.why_not}")
+    return Outcome(code, facts, text)
 
 
 def extract_from_config(
