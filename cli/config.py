@@ -24,6 +24,7 @@ from .config_types import (
     Share,
     parse_bytes,
 )
+from .drift_config import DriftConfig
 from .finetune_config import Finetune
 from .loading import ConfigError, load_config
 from .task_choices import AnyModelName, MetricName, check_choices
@@ -240,6 +241,7 @@ class ExtractConfig(Section):
     compute: Compute = Compute()
     watch: Watch = Watch()
     hooks: Hooks = Hooks()
+    drift: DriftConfig | None = None
     labels: Labels | None = None
     split: Split | None = None
     train: Train | None = None
@@ -265,6 +267,7 @@ class TrainConfig(Section):
     watch: Watch = Watch()
     hooks: Hooks = Hooks()
     finetune: Finetune | None = None
+    drift: DriftConfig | None = None
 
     @model_validator(mode="after")
     def _has_labels_for_the_task(self) -> Self:

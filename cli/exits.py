@@ -24,6 +24,7 @@ class Exit(IntEnum):
     SOME_IMAGES_FAILED = 5
     CHALLENGER_KEPT_BACK = 6
     LOCKED = 7
+    DRIFTED = 8
     INTERRUPTED = 130
 
 
@@ -36,6 +37,7 @@ MEANING = {
     Exit.SOME_IMAGES_FAILED: "done, but some images failed",
     Exit.CHALLENGER_KEPT_BACK: "challenger kept back",
     Exit.LOCKED: "locked by another run",
+    Exit.DRIFTED: "done, but new images have drifted from those that the model was trained on",
     Exit.INTERRUPTED: "interrupted, what was committed is kept",
 }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .app import command as make_command
+from .drifting import drift_facts, drift_of_run, drift_text, version_of
 from .exits import Exit, Outcome
 from .options import config_argument, set_option
 from .running import exit_code_of
@@ -56,6 +57,7 @@ def extract(
     from .config import ExtractConfig, load_config
 
     loaded = load_config(ExtractConfig, config, overrides)
+    before = version_of(loaded) if loaded.drift is not None and not dry_run else None
     with watch_run(loaded, quiet=dry_run, command=f"icecore extract {config}") as watch:
         report = extract_from_config(
             loaded,
@@ -69,12 +71,15 @@ def extract(
             command=f"icecore extract {config}",
         )
         failed = len(report.failures) + report.plan.failed
-        outcome = Outcome(
-            Exit.SOME_IMAGES_FAILED if failed and not dry_run else Exit.DONE,
-            _facts(report),
-            _plan_text(report) if dry_run else _done_text(report),
-            nothing_to_do=_is_nothing(report),
-        )
+        compared = drift_of_run(loaded, before) if loaded.drift is not None and not dry_run else None
+        code = Exit.SOME_IMAGES_FAILED if failed and not dry_run else Exit.DONE
+        if compared is not None and compared.fails:
+            code = Exit.DRIFTED
+        facts, text = _facts(report), _plan_text(report) if dry_run else _done_text(report)
+        if compared is not None:
+            facts |= {"drift": drift_facts(compared.verdict), "drift_not_compared": compared.why_not}
+            text += "\n" + (drift_text(compared.verdict) if compared.verdict else f"  drift: {compared.why_not}")
+        outcome = Outcome(code, facts, text, nothing_to_do=_is_nothing(report))
         watch.exit_code = exit_code_of(outcome)
     return outcome
 

@@ -59,7 +59,9 @@ def finetune(
     if find_rate is not None:
         return job.find_rate(find_rate)
     report = finetune_from_config(loaded, config, finish=finish, again=again, job=job)
-    code, data, lines = Exit.DONE, _facts(report), _text(report, config)
+    tag = _keep_frozen(loaded, report)
+    code, data, lines = Exit.DONE, {**_facts(report), "frozen": tag}, _text(report, config)
+    lines.append(f"the frozen features stay as {tag}, whatever gc takes away")
     if then_extract:
         tuned = load_config(ExtractConfig, config, [*overrides, f'backbone.weights="{report.weights.resolve()}"'])
         extracted = extract_from_config(tuned, config.parent, command=f"icecore finetune {config} --then-extract")
@@ -89,6 +91,17 @@ def finetune_from_config(
         progress=_say,
         **options,
     )
+
+
+def _keep_frozen(config: FinetuneConfig, report: TuningReport) -> str:
+    """Tag the version that the tuning began from, so that gc keeps it to compare with; give ``SET@TAG``."""
+    from icecore.store import FeatureStore
+
+    name = f"frozen-{report.tuning.weights[:8]}"
+    with FeatureStore.open(config.store) as store:
+        if name not in store[config.set].tags():
+            store[config.set].tag(name, report.tuning.version, command="icecore finetune")
+    return f"{config.set}@{name}"
 
 
 class _Job:
@@ -157,7 +170,8 @@ class _Job:
         found = find_rate(self.backbone, self.images, **self.arguments)
         plot_rates(found, out)
         data = {"suggested": found.suggested, "rates": found.rates, "losses": found.losses, "plot": str(out)}
-        told = f"suggested learning_rate {found.suggested:.1e} (steepest fall; the head's is ten times that); {out}"
+        why = "a third of the largest rate at which the loss stays near its lowest"
+        told = f"suggested finetune.learning_rate {found.suggested:.1e}, {why}; {out}"
         return Outcome(Exit.DONE, data, told)
 
 

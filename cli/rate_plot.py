@@ -28,7 +28,7 @@ def plot_rates(found: FoundRate, out: Path) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(found.rates, found.losses, color="#2a6f97")
-    axes.axvline(found.suggested, color="#c1121f", linestyle="--", label=f"steepest fall: {found.suggested:.1e}")
+    axes.axvline(found.suggested, color="#c1121f", linestyle="--", label=f"suggested: {found.suggested:.1e}")
     axes.set(xscale="log", xlabel="learning rate of the block next to the head", ylabel="loss, smoothed")
     axes.legend(frameon=False)
     figure.savefig(out)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .layers import LayerInfo, list_layers, resolve_layers
     from .machine import check_machine
     from .pairing import require_pair
-    from .predicting import features_of
+    from .predicting import features_of, stream_features
     from .preprocess import Preprocess
     from .pretraining import pretrain
     from .report import ExtractReport, FailedImage
@@ -96,6 +96,7 @@ __all__ = [
     "pretrain",
     "require_pair",
     "resolve_layers",
+    "stream_features",
 ]
 
 _TORCHLESS = {
@@ -128,6 +129,7 @@ _WITH_TORCH = {
     "load_backbone": "backbone",
     "pretrain": "pretraining",
     "resolve_layers": "layers",
+    "stream_features": "predicting",
 }
 
 

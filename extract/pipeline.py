@@ -25,7 +25,7 @@ from .images import MAX_PIXELS, load_image
 from .preprocess import Decode, Preprocess
 from .reading import read_image_file
 
-__all__ = ["Batch", "Failed", "Linked", "Row", "default_threads", "read_batches"]
+__all__ = ["Batch", "Failed", "Linked", "Row", "default_threads", "in_order", "load_row", "read_batches"]
 
 MOST_OUTCOMES = 4096
 """Images told at once: a run that meets a million known files must neither hold nor commit them in one piece."""
@@ -156,10 +156,10 @@ def read_batches(
 
     def load(image: SourceImage) -> _Loaded:
         began = time.perf_counter()
-        return _load(image, is_known, pixels_of)._replace(seconds=time.perf_counter() - began)
+        return load_row(image, is_known, pixels_of)._replace(seconds=time.perf_counter() - began)
 
     filling = _Filling(preprocess.crop, batch_size, crops)
-    with _in_order(load, images, threads=threads, ahead=batch_size + 2 * threads) as stream:
+    with in_order(load, images, threads=threads, ahead=batch_size + 2 * threads) as stream:
         for loaded in _while_there(stream):
             filling.add(loaded, is_known)
             if filling.full:
@@ -234,9 +234,10 @@ class _Filling:
         return Batch(finished, self._pixels[:0], seconds)
 
 
-def _load(
+def load_row(
     image: SourceImage, is_known: Callable[[bytes], bool] | None, pixels_of: Callable[[bytes], np.ndarray]
 ) -> _Loaded:
+    """Read, hash and, unless it is known, decode one image; its pixels are None where it is known or cannot be used."""
     try:
         fresh, data, digest = read_image_file(image)
     except ImageError as exc:
@@ -250,7 +251,7 @@ def _load(
 
 
 @contextmanager
-def _in_order(
+def in_order(
     load: Callable[[SourceImage], _Loaded], images: Iterable[SourceImage], *, threads: int, ahead: int
 ) -> Iterator[Iterator[_Loaded]]:
     """Give the results in the order of ``images``; on leaving, what has not begun is dropped."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,13 +22,17 @@ from .tuning_loop import Loop
 from .tuning_opening import StartHead, open_loop
 from .tuning_options import TuningOptions
 
-__all__ = ["FoundRate", "find_rate"]
+__all__ = ["FoundRate", "find_rate", "suggest"]
 
 STEPS = 60
 LEAST, MOST = 1e-7, 1.0
 """Rates of the first and of the last step, of the block next to the head."""
 SMOOTH = 0.9
 """Weight of what was before in the running mean of the loss."""
+NEAR = 1.1
+"""Multiple of the lowest loss that is near it."""
+FEWEST = 10
+"""Steps of which something can be told."""
 DIVERGED = 4.0
 """Multiple of the lowest loss at which it stops."""
 
@@ -43,7 +46,7 @@ class FoundRate:
     losses: list[float]
     """smoothed loss of each step"""
     suggested: float
-    """rate at which the loss falls most steeply"""
+    """a third of the largest rate at which the loss is near its lowest"""
 
 
 def find_rate(
@@ -67,7 +70,7 @@ def find_rate(
     Raises
     ------
     TuningError
-        As ``finetune_backbone``, and when the loss never falls.
+        As ``finetune_backbone``, and when the steps are too few to tell.
     """
     options = replace(options or TuningOptions(), head_epochs=0, gradual=0, keep_prefix="never", average=0.0)
     where = choose_device(device, precision=options.precision)
@@ -107,13 +110,21 @@ def _ramp(loop: Loop, options: TuningOptions) -> FoundRate:
         losses.append(mean / (1 - SMOOTH ** (step + 1)))
         if losses[-1] > DIVERGED * min(losses):
             break
-    return FoundRate(rates, losses, _steepest(rates, losses))
+    return FoundRate(rates, losses, suggest(rates, losses))
 
 
-def _steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """Give the rate at which the loss falls fastest on its way to the lowest point."""
-    lowest = int(np.argmin(losses)) if losses else 0
-    if lowest < 3:
-        raise TuningError("find_rate: the loss never fell; there are too few images, or the labels say nothing")
-    falls = np.gradient(losses[: lowest + 1], [math.log(rate) for rate in rates[: lowest + 1]])
-    return float(rates[int(np.argmin(falls))])
+def suggest(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """Give a third of the largest rate at which the loss is still near its lowest.
+
+    A head that starts from a fitted model leaves no steep fall to look for: what shows is where learning breaks.
+
+    Raises
+    ------
+    TuningError
+        When there are too few steps to tell.
+    """
+    if len(rates) < FEWEST:
+        raise TuningError(f"find_rate: only {len(rates)} steps, which tell nothing; take a smaller batch_size")
+    lowest = int(np.argmin(losses))
+    near = [step for step in range(lowest, len(losses)) if losses[step] <= NEAR * losses[lowest]]
+    return rates[near[-1]] / 3

@@ -40,6 +40,10 @@ from .tasks import TASKS, TaskName, task_of
 
 __all__ = ["Bundle", "load_bundle", "read_card"]
 
+BLOCK = 64
+"""Rows that a model scores at a time, always so many: a matrix product rounds by the number of its rows, so that a row
+scored alone and among others would differ in its last digits. The last rows are filled up and cut off again."""
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -112,15 +116,21 @@ class Bundle:
         return self.calls(self.outputs(features))
 
     def outputs(self, features: Mapping[str, ArrayLike] | ArrayLike) -> NDArray[np.float64]:
-        """Give what ``calls`` reads: probabilities (n, k), or the numbers (n,) of a regression."""
+        """Give what ``calls`` reads: probabilities (n, k), or the numbers (n,) of a regression.
+
+        The numbers of a row are the same bits whatever rows stand beside it, and however many.
+        """
         X = self._join(features)
-        task = task_of(self.task)
         if not len(X):
-            return np.zeros((0, len(self.classes)) if task.has_probabilities else 0)
-        A = self.steps.transform(X)
+            return np.zeros((0, len(self.classes)) if task_of(self.task).has_probabilities else 0)
+        return np.concatenate([self._outputs_of_block(X[top : top + BLOCK]) for top in range(0, len(X), BLOCK)])
+
+    def _outputs_of_block(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        n = len(X)
+        A = self.steps.transform(np.concatenate((X, np.repeat(X[:1], BLOCK - n, axis=0))))  # (BLOCK, D)
         if self.curves is not None:
-            return self.curves.proba(scores_of(self.model, A))
-        return task.outputs(self.model, A)
+            return self.curves.proba(scores_of(self.model, A))[:n]
+        return task_of(self.task).outputs(self.model, A)[:n]
 
     def calls(self, outputs: NDArray[np.float64]) -> list[Any]:
         """Give what ``predict`` gives for outputs that are there."""

@@ -14,6 +14,8 @@ __all__ = [
     "BundleError",
     "ComparisonError",
     "DatasetError",
+    "DriftError",
+    "ExportError",
     "FeatureMismatchError",
     "FoldError",
     "HeldOutDiffersError",
@@ -46,6 +48,14 @@ class SplitError(TrainError, ValueError):
 
 class DatasetError(TrainError, ValueError):
     """Features and labels do not make a data set that can be learned from."""
+
+
+class DriftError(TrainError, ValueError):
+    """New images cannot be compared with those that a model was trained on."""
+
+
+class ExportError(TrainError, ValueError):
+    """A bundle cannot be written in another format."""
 
 
 class FoldError(TrainError, ValueError):

@@ -133,16 +133,16 @@ class XGBoostModel:
     """A loaded XGBoost model."""
 
     def __init__(self, booster: Any, unit: TargetUnit) -> None:
-        self._booster, self._unit = booster, unit
+        self.booster, self.unit = booster, unit
 
     def predict_proba(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
         """Give the probability of each class, (n, k) float32; two columns where the model gives only the second."""
-        proba = np.asarray(self._booster.inplace_predict(X))
+        proba = np.asarray(self.booster.inplace_predict(X))
         return proba if proba.ndim == 2 else np.vstack((1.0 - proba, proba)).transpose()
 
     def predict(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         """Give a regressor's numbers, (n,)."""
-        return self._unit.restore(self._booster.inplace_predict(X))
+        return self.unit.restore(self.booster.inplace_predict(X))
 
 
 def _skops() -> Any:

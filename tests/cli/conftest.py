@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from icecore.cli.app import main
+from icecore.store import promote
 from PIL import Image
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
@@ -232,3 +233,20 @@ def trained(_trained: Project, tmp_path: Path) -> Project:
     """
     shutil.copytree(_trained.folder, tmp_path / "trained")
     return Project(tmp_path / "trained")
+
+
+@pytest.fixture(scope="session")
+def champion(tmp_path_factory: pytest.TempPathFactory, squeezenet: Path) -> Path:
+    """A project of 88 photos whose model was promoted. Tests add images of their own names, and remove none."""
+    made = Project(tmp_path_factory.mktemp("champion"))
+    _write_photos(made.photos, train=34, val=10)
+    made.config.write_text(CONFIG + "\n[drift]\nfail = true\n", "utf-8")
+    os.link(squeezenet, made.weights)
+    handler = signal.getsignal(signal.SIGTERM)
+    for name in ("extract", "train"):
+        with pytest.raises(SystemExit) as ended:
+            main([name, str(made.config)])
+        assert ended.value.code == 0
+    signal.signal(signal.SIGTERM, handler)
+    promote(made.store, "default", made.bundle.name, why="the first")
+    return made.folder

@@ -30,8 +30,9 @@ LEAVES = [words for words in TREE if not any(other[: len(words)] == words != oth
 
 def test_the_tree_holds_what_is_documented() -> None:
     assert {" ".join(words) for words in TREE} == {
-        "", "advise", "compare", "demo", "doctor", "extract", "finetune", "layers", "predict", "sweep", "train",
         "metrics", "runs", "runs ls", "runs show", "store backup",
+        "", "advise", "compare", "demo", "doctor", "export", "extract", "finetune", "layers", "predict", "report",
+        "report drift", "sweep", "train",
         "store", "store ls", "store show", "store verify",
         "store repair", "store compact",
         "store status", "store errors", "store du", "store export",

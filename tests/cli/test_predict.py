@@ -27,8 +27,8 @@ def test_csv_has_one_row_an_image_in_the_order_given(icecore: Icecore, trained: 
     single = trained.photos / "train" / "red" / "5.png"
     done = icecore("predict", trained.bundle, single, trained.photos / "val", single)
     assert done.code == 0
-    assert done.told == "8 images, 0 failed\n"
-    assert done.text.splitlines()[0] == "path,label,p:blue,p:red,error"
+    assert done.told.startswith("8 images, 0 failed\n  8 extracted; ")
+    assert done.text.splitlines()[0] == "path,label,probability,p:blue,p:red,error,bundle"
     found = rows(done.text)
     below = [trained.photos / "val" / label / f"{n}.png" for label in ("blue", "red") for n in range(3)]
     assert [row["path"] for row in found] == [str(path) for path in (single, *below, single)]
@@ -43,7 +43,7 @@ def test_csv_has_one_row_an_image_in_the_order_given(icecore: Icecore, trained: 
 def test_columns_follow_the_classes_of_the_card(icecore: Icecore, trained: Any) -> None:
     classes = json.loads((trained.bundle / "card.json").read_text())["classes"]
     header = icecore("predict", trained.bundle, trained.photos / "val").text.splitlines()[0]
-    assert header.split(",") == ["path", "label", *(f"p:{name}" for name in classes), "error"]
+    assert header.split(",") == ["path", "label", "probability", *(f"p:{name}" for name in classes), "error", "bundle"]
 
 
 def test_json_lines_say_the_same_as_csv(icecore: Icecore, trained: Any) -> None:
@@ -52,7 +52,8 @@ def test_json_lines_say_the_same_as_csv(icecore: Icecore, trained: Any) -> None:
     table = rows(icecore("predict", trained.bundle, val).text)
     for line, row in zip(map(json.loads, lines), table, strict=True):
         assert (line["path"], line["label"]) == (row["path"], row["label"])
-        assert line.keys() == {"path", "label", "probabilities"}
+        assert line.keys() == {"path", "label", "probability", "probabilities", "bundle"}
+        assert line["probability"] == line["probabilities"][line["label"]] == max(line["probabilities"].values())
         assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-6)  # single precision
         for name, p in line["probabilities"].items():
             assert float(row[f"p:{name}"]) == pytest.approx(p, rel=1e-5)
@@ -81,7 +82,7 @@ def test_an_unreadable_image_is_a_row_with_its_reason_and_the_others_keep_theirs
     (val / "red" / "9.png").symlink_to("nowhere.png")
     done = icecore("predict", trained.bundle, val, trained.folder / "missing.png")
     assert done.code == 5
-    assert done.told == "10 images, 4 failed\n"
+    assert done.told.startswith("10 images, 4 failed\n")
     found = {row["path"]: row for row in rows(done.text)}
     reasons = {path: row["error"] for path, row in found.items() if row["error"]}
     assert reasons == {
@@ -96,7 +97,11 @@ def test_an_unreadable_image_is_a_row_with_its_reason_and_the_others_keep_theirs
         assert float(found[path]["p:red"]) == pytest.approx(float(row["p:red"]), abs=1e-4)
     lines = icecore("predict", trained.bundle, val / "red" / "1b.png", "--format", "jsonl")
     assert lines.code == 5
-    assert json.loads(lines.out) == {"path": str(val / "red" / "1b.png"), "error": "empty file (decode)"}
+    assert json.loads(lines.out) == {
+        "path": str(val / "red" / "1b.png"),
+        "error": "empty file (decode)",
+        "bundle": trained.bundle.name,
+    }
 
 
 def test_any_file_name_survives_byte_for_byte(icecore: Icecore, trained: Any, noisy: Noisy) -> None:

@@ -59,7 +59,7 @@ def test_every_example_of_the_readme_runs(workplace: Path, monkeypatch: pytest.M
             listed = subprocess.run(["sh", "-c", f"printf '%s\\0' {line[2:]}"], capture_output=True, check=True)
             run([os.fsdecode(word) for word in listed.stdout.split(b"\0")[:-1]])
     scores = (workplace / "scores.csv").read_text("utf-8").splitlines()
-    assert scores[0] == "path,label,p:ants,p:bees,error"
+    assert scores[0] == "path,label,probability,p:ants,p:bees,error,bundle"
     assert len(scores) == 9
 
 

@@ -17,12 +17,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from icecore.extract import ExtractReport, Preprocess, extract_images, features_of, load_backbone
+from icecore.extract import ExtractReport, Preprocess, extract_images, features_of, load_backbone, stream_features
 from icecore.extract.errors import ImageError, RemovalRefusedError, UnknownLayerError, WeightsError
 from icecore.extract.images import load_image
+from icecore.extract.known import read_known
 from icecore.extract.layers import columns_for
+from icecore.extract.pipeline import Failed, Row
 from icecore.extract.trunk import Trunk
-from icecore.store import FeatureStore, SourceError
+from icecore.store import FeatureStore, SourceError, SourceImage
 from PIL import Image
 
 Extract = Callable[..., ExtractReport]
@@ -362,3 +364,50 @@ def test_features_of_tells_each_image_in_order_with_its_failure(photos: Path, ow
     for column in columns:
         np.testing.assert_array_equal(first[column], again[column])
         np.testing.assert_array_equal(first[column], first[column].astype(np.float16))  # as stored
+
+
+def test_known_images_are_read_without_decoding_up_to_the_first_unknown_one(photos: Path) -> None:
+    import hashlib
+
+    names = ["a/0.png", "a/1.png", "gone.png", "a/2.png", "a/3.png", "b/4.png"]
+    images = [SourceImage(name, photos / name, 0, 0, 0) for name in names]
+    known = {
+        hashlib.sha256((photos / name).read_bytes()).digest() for name in names if name not in ("gone.png", "a/3.png")
+    }
+    for threads in (0, 3):
+        told, stream = [], read_known(iter(images), known.__contains__, threads=threads)
+        while True:
+            try:
+                told += next(stream).outcomes
+            except StopIteration as end:
+                rest = end.value
+                break
+        assert [outcome.image.id for outcome in told] == names[:4]
+        assert [isinstance(outcome, Failed) for outcome in told] == [False, False, True, False]
+        assert [image.id for image in rest] == (names[4:5] if threads == 0 else names[4:])
+
+
+def test_features_stream_in_order_with_what_needs_none(photos: Path, own_net: str) -> None:
+    import hashlib
+
+    backbone = load_backbone(own_net, preprocess=SMALL)
+    columns = columns_for(backbone.layers, ["block1", "mean"], ["max"])
+    names = ["a/2.png", "gone.png", "a/1.png", "a/2.png", "b/4.png"]
+    known = {hashlib.sha256((photos / "a/1.png").read_bytes()).digest()}
+    plain = {str(path): row for path, row in features_of(backbone, columns, [photos / name for name in names])}
+    stream = stream_features(
+        *(backbone, columns, (SourceImage(name, photos / name, 0, 0, 0) for name in names)),
+        count=len(names),
+        is_known=known.__contains__,
+        device="cpu",
+        batch_size=4,
+    )
+    seen = []
+    for outcomes, X in stream:
+        rows = iter(X)
+        for outcome in outcomes:
+            seen.append((outcome.image.id, type(outcome).__name__))
+            if isinstance(outcome, Row):
+                expected = np.concatenate([plain[str(photos / outcome.image.id)][column] for column in columns])
+                np.testing.assert_array_equal(next(rows), expected)
+    assert seen == list(zip(names, ["Row", "Failed", "Linked", "Linked", "Row"], strict=True))

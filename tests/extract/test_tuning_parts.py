@@ -11,16 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from icecore.extract import Preprocess, TuningError, TuningOptions, UnknownLayerError
+from icecore.extract import (
+    Preprocess,
+    TuningError,
+    TuningOptions,
+    UnknownLayerError,
+    finetune_backbone,
+    load_backbone,
+)
 from icecore.extract.augmentation import augmentation, random_view
 from icecore.extract.builders import find_builder
+from icecore.extract.rate_finder import suggest
 from icecore.extract.tuning_cache import KeptView
 from icecore.extract.tuning_data import Images, TrainingImage, Views, cut_validation
 from icecore.extract.tuning_head import put_head, set_head
 from icecore.extract.tuning_layers import Group, choose_groups, covers
 from icecore.extract.tuning_rates import factor_at, first_epochs, make_optimizer, peak_rates, set_rates
 from icecore.extract.tuning_split import divide_network
+from icecore.extract.weight_files import read_weights
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 SIDE = 32
@@ -286,3 +296,34 @@ def test_what_was_kept_counts_only_once_it_is_whole(tmp_path: Path) -> None:
     assert second.open()
     assert torch.equal(second.read([1, 2])[0], values[[1, 2]])
     assert not KeptView(tmp_path, "plain", 4).open()
+
+
+def test_the_suggested_rate_is_a_third_of_where_learning_breaks() -> None:
+    rates = [10.0**-n for n in range(12, 0, -1)]
+    flat = [0.3] * 10 + [0.6, 2.0]
+    assert suggest(rates, flat) == pytest.approx(1e-3 / 3)
+    falling = [1.0, 1.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.42, 0.6, 3.0]
+    assert suggest(rates, falling) == pytest.approx(1e-3 / 3)
+    with pytest.raises(TuningError, match="only 3 steps"):
+        suggest(rates[:3], flat[:3])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_learns_what_the_cpu_learns(tmp_path: Path, precision: Any) -> None:
+    images = images_in(tmp_path / "images", 24)
+    found = {}
+    for device in ("cpu", "cuda"):
+        options = TuningOptions(
+            unfreeze=["features.12"], epochs=2, augment="none", validation=0.25, start="random", batch_size=8,
+            precision=precision if device == "cuda" else "fp32",
+        )  # fmt: skip
+        state = find_builder("squeezenet1_1").build({}).state_dict()
+        save_file(state, tmp_path / "weights.safetensors")
+        backbone = load_backbone("squeezenet1_1", tmp_path / "weights.safetensors", preprocess=Preprocess(64, 64))
+        report = finetune_backbone(
+            tmp_path / device, "x", backbone, images, classes=("a", "b"), options=options, device=device, workers=0
+        )
+        found[device] = read_weights(report.weights)
+    for name, value in found["cpu"].items():
+        assert torch.allclose(found["cuda"][name], value, atol=5e-3), name
