@@ -7,6 +7,7 @@ from .collect import Collected, Collection, Dropped
 from .compact import Compaction
 from .contract import NUMERICS, Column, Contract, Difference, Pooling
 from .difference import ImageDiff, StoreDiff
+from .discard import Discarded, discard_bundles
 from .errors import (
     AmbiguousLayerError,
     ClosedArrayError,
@@ -64,6 +65,7 @@ __all__ = [
     "Contract",
     "ContractMismatchError",
     "Difference",
+    "Discarded",
     "DiskError",
     "Dropped",
     "Export",
@@ -121,6 +123,7 @@ __all__ = [
     "champions",
     "check_disk",
     "check_store",
+    "discard_bundles",
     "export",
     "list_tunings",
     "plan_sync",
