@@ -38,8 +38,10 @@ COMMANDS = {
     "extract": "Push images through a frozen network and store pooled activations.",
     "finetune": "Train the last layers of the backbone on training rows; new weights for extract.",
     "layers": "List a network's layers with their shapes and pooled widths.",
+    "models": "Say which bundle is in use, and change it.",
     "predict": "Label images with a trained bundle.",
     "report": "Tell what a store has recorded over time: drift.",
+    "retrain": "Train a challenger where anything is new; promote it where it is better.",
     "store": "Look into a feature store and keep it in order.",
     "sweep": "Compare layers, poolings and models on stored features: one leaderboard.",
     "train": "Train classifiers on stored features and write a report.",
@@ -56,6 +58,7 @@ icecore sweep experiment.toml          # layers x poolings x models -> leaderboa
 icecore advise experiment.toml         # is fine-tuning worth trying?
 icecore compare A B --config e.toml    # was fine-tuning worth it?
 icecore predict BUNDLE photos/         # new images -> labels
+icecore retrain retrain.toml           # nightly: promote only what is better
 """
 """``\\b`` keeps click from filling the lines of the paragraph that follows."""
 

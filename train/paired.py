@@ -22,7 +22,16 @@ from .metrics import sign_of
 from .resampling import Resampled, paired_draws
 from .tasks import Task
 
-__all__ = ["align_outputs", "bootstrap_p", "calibration_error", "class_recalls", "gain_test", "mcnemar_p", "score_of"]
+__all__ = [
+    "align_outputs",
+    "baseline_outputs",
+    "bootstrap_p",
+    "calibration_error",
+    "class_recalls",
+    "gain_test",
+    "mcnemar_p",
+    "score_of",
+]
 
 Floats = NDArray[np.floating[Any]]
 LEAST_UNITS = 2
@@ -59,6 +68,14 @@ def align_outputs(outputs: Floats, names: Sequence[str], onto: Sequence[str], ta
     aligned = np.zeros((len(outputs), len(onto)))
     aligned[:, [place[name] for name in names]] = outputs
     return aligned
+
+
+def baseline_outputs(task: Task, y_train: NDArray[Any], n: int, k: int) -> NDArray[np.float64]:
+    """Give, for each of n rows, what is known without any feature: class shares, label shares, or the mean number."""
+    if not task.has_probabilities:
+        return np.full(n, float(y_train.mean()))
+    shares = y_train.mean(axis=0) if y_train.ndim == 2 else np.bincount(y_train, minlength=k) / len(y_train)
+    return np.tile(np.asarray(shares, dtype=np.float64), (n, 1))
 
 
 def score_of(task: Task, metric: str, y: NDArray[Any], outputs: Floats, names: Sequence[str]) -> float | None:

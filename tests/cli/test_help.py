@@ -30,7 +30,9 @@ TREE = sorted(walk(cli, ()))
 def test_the_tree_holds_what_is_documented() -> None:
     assert {" ".join(words) for words in TREE} == {
         "", "advise", "compare", "demo", "doctor", "export", "extract", "finetune", "layers", "predict", "report",
-        "report drift", "sweep", "train",
+        "report drift", "retrain", "sweep", "train",
+        "models", "models ls", "models show", "models diff", "models promote", "models rollback", "models gc",
+        "models export",
         "store", "store ls", "store show", "store verify",
         "store repair", "store compact",
         "store status", "store errors", "store du", "store export",
@@ -50,7 +52,10 @@ def test_every_command_has_help_with_an_example(icecore: Icecore, words: tuple[s
     assert "\\b" not in done.text
 
 
-@pytest.mark.parametrize("words", [words for words in TREE if words not in {(), ("store",), ("report",)}], ids=" ".join)
+GROUPS = {(), ("store",), ("report",), ("models",)}
+
+
+@pytest.mark.parametrize("words", [words for words in TREE if words not in GROUPS], ids=" ".join)
 def test_every_option_has_help(words: tuple[str, ...]) -> None:
     command: click.Command = cli
     for word in words:
@@ -104,7 +109,8 @@ def loaded(*names):
     return [name for name in names if name in sys.modules]
 help()
 print(loaded("torch", "torchvision", "sklearn", "numpy", "h5py", "pydantic", "PIL", "icecore.store"), file=sys.stderr)
-for line in "advise compare demo doctor extract layers predict store sweep train".split() + ["store ls"]:
+lines = "advise compare demo doctor extract layers predict store sweep train retrain models".split()
+for line in [*lines, "store ls", "models ls"]:
     help(*line.split())
 print(loaded("torch", "torchvision", "sklearn", "xgboost", "matplotlib"), file=sys.stderr)
 """
