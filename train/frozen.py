@@ -1,4 +1,4 @@
-"""Sides that stay: what was held out for a champion is held out for ever, and what trained it tests no other model.
+"""Sides that stay: what was held out for a champion is held out for ever, and what trained a model never tests it.
 
 With a split by hash both hold by themselves. Where sides are given they may have been changed since.
 """
@@ -28,18 +28,20 @@ class Frozen:
     kept_out: int
     """rows given for training that stay held out, because they were for an earlier champion"""
     left_out: int
-    """rows given as held out that are on neither side, because they trained the champion"""
+    """rows given as held out that are on neither side, because they trained the champion or a backbone"""
 
     def notes(self) -> tuple[str, ...]:
         """Say what was moved."""
         told = (
             (self.kept_out, "given for training, were held out for an earlier champion, and stay held out"),
-            (self.left_out, "given as held out, trained the champion, and are on neither side"),
+            (self.left_out, "given as held out, trained the champion or a backbone, and are on neither side"),
         )
         return tuple(f"{count:,} rows were {what}" for count, what in told if count)
 
 
-def freeze_sides(rows: LabelledRows, earlier: Iterable[RowList], champion: RowList | None) -> Frozen:
+def freeze_sides(
+    rows: LabelledRows, earlier: Iterable[RowList], champion: RowList | None, seen: Iterable[str] = ()
+) -> Frozen:
     """Put rows on the sides that they stay on. Rows of a group go together.
 
     Parameters
@@ -50,6 +52,8 @@ def freeze_sides(rows: LabelledRows, earlier: Iterable[RowList], champion: RowLi
         Rows of every champion there was.
     champion
         Rows of the present one.
+    seen
+        Ids of images that a fine-tuned backbone of one of the two models has seen.
 
     Raises
     ------
@@ -60,13 +64,14 @@ def freeze_sides(rows: LabelledRows, earlier: Iterable[RowList], champion: RowLi
     hashes = [hash_id(image) for image in rows.ids]
     units = rows.groups or rows.ids
     stays = _whole(units, hashes, held_before)
-    trained = _whole(units, hashes, champion.training if champion else frozenset())
+    learned = {*(champion.training if champion else ()), *map(hash_id, seen)}
+    trained = _whole(units, hashes, learned)
     kept_out, held_out = rows.train & stays, ~rows.train | stays
     left_out = held_out & trained
     if not (kept_out.any() or left_out.any()):
         return Frozen(rows, 0, 0)
     train, test = ~held_out, held_out & ~trained
-    counts = f"{int(kept_out.sum()):,} stay held out, {int(left_out.sum()):,} trained the champion"
+    counts = f"{int(kept_out.sum()):,} stay held out, {int(left_out.sum()):,} trained the champion or a backbone"
     if not train.any() or not test.any():
         side = "training" if not train.any() else "held-out"
         raise SplitError(

@@ -5,12 +5,12 @@ Bundle, promotion, record: each is looked for before it is made, and each tells 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from icecore.store import FeatureSet, FeatureStore, Promotion, catalog, promote, promotions
+from icecore.store import Contract, FeatureSet, FeatureStore, Promotion, catalog, promote, promotions, read_tuning
 
 from .bundle import Bundle, load_bundle, read_card
 from .bundle_write import sweep_strays
@@ -181,7 +181,13 @@ class Retraining:
                     f"({rows.split.description}), so that it may have learned what it would be compared on; train "
                     "a model and put it in use with `icecore models promote`"
                 )
-        return freeze_sides(rows, [each for each in lists.values() if each is not None], listed), listed
+        seen = [image for contract in self._contracts(history) for image in _seen(self.store.path, contract.weights)]
+        return freeze_sides(rows, [each for each in lists.values() if each is not None], listed, seen), listed
+
+    def _contracts(self, history: Sequence[Promotion]) -> list[Contract]:
+        """Give how the features of the challenger, and of the champion, are computed."""
+        theirs = [Contract.from_json(read_card(each.path)["contract"]) for each in history[:1]]
+        return [self.features.contract, *theirs]
 
     def _challenger(self, keys: Keys, frozen: Frozen) -> tuple[Bundle, bool, tuple[str, ...]]:
         """Give the challenger, whether an earlier run has trained it, and what its training told."""
@@ -244,6 +250,13 @@ class Retraining:
             forced=decision.forced,
             expected=champion.number if champion else 0,
         )
+
+
+def _seen(store: Path, weights: str) -> Iterator[str]:
+    """Give the images that fine-tuned weights have seen, and those that they were made from."""
+    while (tuning := read_tuning(store, weights)) is not None:
+        yield from tuning.seen_ids
+        weights = tuning.parent.weights
 
 
 def _rules(verdict: Verdict) -> tuple[Mapping[str, Any], ...]:

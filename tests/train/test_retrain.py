@@ -26,12 +26,14 @@ from icecore.store import (
     Pooling,
     RefusedError,
     SourceImage,
+    Tuning,
     champion_of,
     promote,
     promotions,
     rollback,
 )
 from icecore.store.lock import retrain_lock
+from icecore.store.tunings import write_tuning
 from icecore.train import (
     CsvLabels,
     GateLimits,
@@ -293,7 +295,7 @@ def test_given_sides_that_were_changed_are_not_followed_and_that_is_told(world: 
     world.write_labels()
     done = world.retrain(split=GivenSplit())
     assert f"{1} rows were given for training, were held out for an earlier champion, and stay held out" in done.notes
-    assert f"{1} rows were given as held out, trained the champion, and are on neither side" in done.notes
+    assert f"{1} rows were given as held out, trained the champion or a backbone, and are on neither side" in done.notes
     assert done.challenger is not None
     listed = read_row_list(done.challenger)
     assert listed is not None
@@ -329,6 +331,23 @@ def test_sides_that_were_swapped_leave_nothing_to_compare_on(world: World) -> No
     world.write_labels()
     with pytest.raises(SplitError, match="no training row is left where sides stay as they were"):
         world.retrain(split=GivenSplit())
+
+
+def test_what_a_fine_tuned_backbone_has_seen_is_not_compared_on(world: World) -> None:
+    first = world.retrain()
+    assert first.challenger is not None
+    test = sorted(held_out(world, first.challenger.name))
+    better(world)
+    record = Tuning(
+        weights=world.contract.weights, created="2030-01-01T00:00:00+00:00", set_name="photos", parent=CONTRACT,
+        parent_generation=None, version=1, split_digest="", split="", classes=("ants", "bees"),
+        seen_ids=tuple(test[:3]), seen_contents=("0" * 64,) * 3, skipped={}, unfrozen=(), trained_parameters=0,
+        epochs=(), best_epoch=0, seconds=0.0, device="cpu", config={}, key="", versions={},
+    )  # fmt: skip
+    write_tuning(world.store, record)
+    done = world.retrain()
+    assert done.numbers["rows"] == len(test) - 3
+    assert "3 rows were given as held out, trained the champion or a backbone, and are on neither side" in done.notes
 
 
 def strip_rows(bundle: Path) -> None:
