@@ -131,10 +131,9 @@ def retrain_model(
 
         require_extra()  # before any time is spent
     with FeatureStore.open(store_path) as store:
-        folder = store.models_path / name
+        features, folder = store[set_name], store.models_path / name
         make_folder(folder)
         with retrain_lock(folder, command=command):
-            features = store[set_name]
             features = features.as_of(features.version if version is None else version)
             chosen = tuple(layers) if layers else tuple(column.name for column in features.columns)
             job = Retraining(

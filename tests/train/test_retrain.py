@@ -25,6 +25,7 @@ from icecore.store import (
     LockedError,
     Pooling,
     RefusedError,
+    SetNotFoundError,
     SourceImage,
     Tuning,
     champion_of,
@@ -552,6 +553,12 @@ def test_a_champion_that_was_damaged_is_told_with_the_cure(world: World) -> None
     better(world)
     with pytest.raises(TrainError, match=r"altered since it was written.*icecore models rollback"):
         world.retrain()
+
+
+def test_a_set_that_is_not_there_leaves_nothing_behind(world: World) -> None:
+    with pytest.raises(SetNotFoundError, match=r"no feature set 'photo'.*did you mean 'photos'"):
+        retrain_model(world.store, "photo", name="ants", report=False)
+    assert not (world.store / "models").exists()
 
 
 def test_events_tell_what_is_done_in_order(world: World) -> None:
