@@ -39,9 +39,11 @@ COMMANDS = {
     "finetune": "Train the last layers of the backbone on training rows; new weights for extract.",
     "layers": "List a network's layers with their shapes and pooled widths.",
     "metrics": "Tell Prometheus how a store stands: rows, failures, ages, last success.",
+    "models": "Say which bundle is in use, and change it.",
     "predict": "Label images with a trained bundle.",
     "runs": "See what was run on a store, and how it ended.",
     "report": "Tell what a store has recorded over time: drift.",
+    "retrain": "Train a challenger where anything is new; promote it where it is better.",
     "store": "Look into a feature store and keep it in order.",
     "sweep": "Compare layers, poolings and models on stored features: one leaderboard.",
     "train": "Train classifiers on stored features and write a report.",
@@ -59,6 +61,7 @@ icecore advise experiment.toml         # is fine-tuning worth trying?
 icecore compare A B --config e.toml    # was fine-tuning worth it?
 icecore predict BUNDLE photos/         # new images -> labels
 icecore runs ls features               # what was run, and how it ended
+icecore retrain retrain.toml           # nightly: promote only what is better
 """
 """``\\b`` keeps click from filling the lines of the paragraph that follows."""
 

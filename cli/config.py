@@ -27,6 +27,7 @@ from .config_types import (
 from .drift_config import DriftConfig
 from .finetune_config import Finetune
 from .loading import ConfigError, load_config
+from .retrain_config import Retrain
 from .task_choices import AnyModelName, MetricName, check_choices
 from .watch_config import Hooks, Watch
 
@@ -229,7 +230,7 @@ class Sweep(Section):
 
 
 class ExtractConfig(Section):
-    """What ``icecore extract`` reads; ``train``, ``labels``, ``split`` and ``sweep`` may stand in the same file."""
+    """What ``icecore extract`` reads; ``train``, ``labels``, ``split``, ``sweep``, ``retrain`` may stand beside."""
 
     store: Annotated[ConfigPath, Field(strict=False)]
     """folder of the feature store"""
@@ -247,10 +248,11 @@ class ExtractConfig(Section):
     train: Train | None = None
     sweep: Sweep | None = None
     finetune: Finetune | None = None
+    retrain: Retrain | None = None
 
 
 class TrainConfig(Section):
-    """What ``icecore train`` and ``icecore sweep`` read; the sections of ``extract`` may stand in the same file."""
+    """What ``icecore train``, ``sweep`` and ``retrain`` read; the sections of ``extract`` may stand beside."""
 
     store: Annotated[ConfigPath, Field(strict=False)]
     """folder of the feature store"""
@@ -260,6 +262,7 @@ class TrainConfig(Section):
     split: Split = Split()
     train: Train = Train()
     sweep: Sweep = Sweep()
+    retrain: Retrain = Retrain()
     source: Source | None = None
     backbone: Backbone | None = None
     preprocess: Preprocess | None = None
@@ -271,6 +274,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _has_labels_for_the_task(self) -> Self:
+        self.retrain.check_task(self.train.task)
         if self.train.task != "classification" and self.labels.csv is None:
             raise ValueError(f"folders give classes alone; name the CSV of a {self.train.task} in labels.csv")
         if self.train.task != "multilabel" and len(self.labels.columns) > 1:

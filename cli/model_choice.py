@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 from icecore.store import RefusedError, champion_of
 
-from .loading import ConfigError
+from .loading import load_config
+from .watch_config import StoreConfig
 
 __all__ = ["CHAMPION", "Chosen", "choose_bundle", "store_of"]
 
@@ -71,10 +71,4 @@ def store_of(store: Path | None, config: Path | None) -> Path | None:
     """
     if store is not None or config is None:
         return store
-    try:
-        found = tomllib.loads(config.read_text("utf-8")).get("store")
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise ConfigError([f"{config}: {exc}"]) from exc
-    if not isinstance(found, str) or not found:
-        raise ConfigError([f"{config}: store: missing; it names the folder of the store"])
-    return config.parent / Path(found).expanduser()
+    return load_config(StoreConfig, config).store

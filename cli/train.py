@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 
     from .config import Source, TrainConfig
 
-__all__ = ["as_of", "command", "held_out_line", "leaderboard", "number", "search_options", "train_from_config"]
+__all__ = [
+    "as_of",
+    "command",
+    "held_out_line",
+    "leaderboard",
+    "number",
+    "say_cell",
+    "search_options",
+    "train_from_config",
+]
 
 _TITLES = {
     "balanced_accuracy": "balanced",
@@ -65,7 +74,7 @@ def train_from_config(config: TrainConfig) -> TrainResult:
         outer_folds=train.outer_folds,
         memory=train.memory,
         save=train.save,
-        progress=_say,
+        progress=say_cell,
         **search_options(config),
     )
 
@@ -189,7 +198,8 @@ def _runner_up(result: TrainResult) -> list[str]:
     return [f"against the next best, {cell.model} on {cell.inputs}: {told}{rows}: {result.runner_up.verdict()}"]
 
 
-def _say(progress: Progress) -> None:
+def say_cell(progress: Progress) -> None:
+    """Tell a finished cell on stderr, in a line."""
     cell: Any = progress.cell
     if cell is not None:
         outer = f"outer fold {progress.outer_fold}, " if progress.outer_fold else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from .config_types import ConfigPath, LogPath, Section
 
@@ -57,3 +57,14 @@ class Hooks(Section):
             "success": self.on_success,
         }
         return commands[event]
+
+
+class StoreConfig(BaseModel):
+    """What a command reads of a config that names its store: other sections are left alone."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    store: Annotated[ConfigPath, Field(strict=False)]
+    """folder of the feature store"""
+    watch: Watch = Watch()
+    hooks: Hooks = Hooks()

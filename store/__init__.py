@@ -8,6 +8,7 @@ from .collect import Collected, Collection, Dropped
 from .compact import Compaction
 from .contract import NUMERICS, Column, Contract, Difference, Pooling
 from .difference import ImageDiff, StoreDiff
+from .discard import Discarded, discard_bundles
 from .errors import (
     AmbiguousLayerError,
     ClosedArrayError,
@@ -69,6 +70,7 @@ __all__ = [
     "Contract",
     "ContractMismatchError",
     "Difference",
+    "Discarded",
     "DiskError",
     "Dropped",
     "Export",
@@ -129,6 +131,7 @@ __all__ = [
     "champions",
     "check_disk",
     "check_store",
+    "discard_bundles",
     "export",
     "find_run",
     "list_runs",

@@ -249,16 +249,16 @@ class Holder:
 
 
 class LockedError(StoreError, BlockingIOError):
-    """Another run is writing to this store."""
+    """Another run is writing to this store, or retraining this model."""
 
-    def __init__(self, path: object, holder: Holder | None) -> None:
+    def __init__(self, path: object, holder: Holder | None, doing: str = "written") -> None:
         self.holder = holder
         who = (
             f"pid {holder.pid} on {holder.host} ({holder.command}) since {holder.since}"
             if holder
             else "another process"
         )
-        super().__init__(f"{path}: being written by {who}; wait for it to end, or stop it")
+        super().__init__(f"{path}: being {doing} by {who}; wait for it to end, or stop it")
 
     def __str__(self) -> str:
         return str(self.args[0])

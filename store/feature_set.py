@@ -16,6 +16,7 @@ from .history import Revert, Version, read_log, revert, set_tag, unset_tag
 from .opening import Located, Snapshot, locate_columns, open_located, require_layers
 from .scan import decode_id
 from .selecting import select_column
+from .summary import read_summary
 from .versions import head_at, tags_of
 
 __all__ = ["Failure", "FeatureSet", "Matrix"]
@@ -113,6 +114,14 @@ class FeatureSet:
         with self._snapshot() as db:
             rows = reading.failures_as_of(db, self._set_id, self._head(db, version))
             return tuple(Failure(decode_id(row[0]), *row[1:]) for row in rows)
+
+    def digest(self) -> str:
+        """Give a sha256, in hex, of all that can be read: contract, columns, ids, contents, failures.
+
+        Some milliseconds where a run has ended with this version; else a second a million images.
+        """
+        with self._snapshot() as db:
+            return read_summary(db, self._set_id, self._head(db)).digest
 
     def coverage(self) -> dict[Column, int]:
         """Give the number of images that each column covers."""

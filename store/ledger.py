@@ -6,22 +6,16 @@ being written is added by the next promotion; one that was cut off in the middle
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from .contract import canonical_json
-from .durable import fsync_folder
+from .sealed_lines import append_sealed, read_sealed
 
 __all__ = ["LEDGER", "Entry", "append_entries", "ledgers", "read_entries"]
 
 LEDGER = "promotions.jsonl"
 FORMAT = "icecore.promotion"
-_SEAL = "line_sha256"
 
 
 @dataclass(frozen=True)
@@ -64,55 +58,24 @@ def read_entries(path: Path) -> tuple[list[Entry], int]:
     damaged
         Number of lines that do not fit their checksum; one that a kill cut off among them.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return [], 0
-    read = [_entry(line) for line in lines if line.strip()]
-    found = {entry.number: entry for entry in read if entry is not None}
-    return [found[number] for number in sorted(found)], sum(entry is None for entry in read)
+    bodies, damaged = read_sealed(path, FORMAT)
+    found = {}
+    for body in bodies:
+        try:
+            entry = Entry(**body)
+        except TypeError:
+            damaged += 1
+        else:
+            found[entry.number] = entry
+    return [found[number] for number in sorted(found)], damaged
 
 
 def append_entries(path: Path, entries: Iterable[Entry]) -> None:
     """Add what a ledger lacks, durably; the folder is there."""
     there = {entry.number for entry in read_entries(path)[0]}
-    lines = [_line(entry) for entry in entries if entry.number not in there]
-    if not lines:
-        return
-    is_new = not path.exists()
-    # One write behind a line break: two writers at once do not tear each other's lines, nor does a line cut off.
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        data = b"\n" + b"\n".join(lines) + b"\n"
-        while data:
-            data = data[os.write(descriptor, data) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    if is_new:
-        fsync_folder(path.parent)
+    append_sealed(path, FORMAT, [asdict(entry) for entry in entries if entry.number not in there])
 
 
 def ledgers(folder: Path) -> Iterator[Path]:
     """Give the ledgers of a store, in order of the names."""
     yield from sorted((folder / "models").glob(f"*/{LEDGER}"))
-
-
-def _line(entry: Entry) -> bytes:
-    body = {"format": FORMAT, "format_version": 1, **asdict(entry)}
-    return canonical_json({**body, _SEAL: _seal(body)})
-
-
-def _entry(line: bytes) -> Entry | None:
-    try:
-        body = json.loads(line)
-        seal = body.pop(_SEAL)
-        if seal != _seal(body) or (body.pop("format"), body.pop("format_version")) != (FORMAT, 1):
-            return None
-        return Entry(**body)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _seal(body: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(body)).hexdigest()

@@ -23,11 +23,13 @@ from filelock import BaseFileLock, FileLock, Timeout
 from .disk_errors import disk_errors
 from .errors import Holder, LockedError
 
-__all__ = ["is_locked", "read_holder", "writer_lock"]
+__all__ = ["is_locked", "read_holder", "retrain_lock", "writer_lock"]
 
 log = logging.getLogger(__name__)
 
 LOCK, HOLDER = "writer.lock", "writer.json"
+RETRAIN_LOCK, RETRAIN_HOLDER = "retrain.lock", "retrain.json"
+"""The lock of the retraining of a name, and the note of its holder, in ``models/<name>/``."""
 PATIENCE = 0.1
 """Seconds that a writer tries: one who only looks whether the lock is held has it for microseconds."""
 
@@ -43,18 +45,44 @@ def writer_lock(folder: Path, *, command: str = "") -> Iterator[Holder]:
     DiskError
         When the folder cannot be written to.
     """
-    lock = FileLock(folder / LOCK, timeout=PATIENCE, poll_interval=0.01, thread_local=False)
+    with _held(folder / LOCK, folder / HOLDER, folder, "written", command) as holder:
+        yield holder
+
+
+@contextmanager
+def retrain_lock(folder: Path, *, command: str = "") -> Iterator[Holder]:
+    """Hold the lock of the retraining of a name for the length of a ``with`` block; nobody else is kept waiting.
+
+    Parameters
+    ----------
+    folder
+        The name's folder, ``models/<name>``, which is there.
+
+    Raises
+    ------
+    LockedError
+        Within a tenth of a second, naming the holder, when another process or thread retrains it.
+    DiskError
+        When the folder cannot be written to.
+    """
+    with _held(folder / RETRAIN_LOCK, folder / RETRAIN_HOLDER, folder, "retrained", command) as holder:
+        yield holder
+
+
+@contextmanager
+def _held(path: Path, note: Path, folder: Path, doing: str, command: str) -> Iterator[Holder]:
+    lock = FileLock(path, timeout=PATIENCE, poll_interval=0.01, thread_local=False)
     try:
-        with disk_errors(folder / LOCK):
-            _acquire(lock, folder)
+        with disk_errors(path):
+            _acquire(lock, folder, note, doing)
         holder = Holder(os.getpid(), socket.gethostname(), command or shlex.join(sys.argv), _now())
-        _note(folder, holder)
+        _note(note, holder)
         yield holder
     finally:
         try:
             if lock.is_locked:
                 with suppress(OSError):  # a note that stays is of no consequence: it is read beside a held lock only
-                    (folder / HOLDER).unlink()
+                    note.unlink()
         finally:
             _release(lock)
 
@@ -92,17 +120,21 @@ else:
 
 def read_holder(folder: Path) -> Holder | None:
     """Say who took the lock last; None when nobody has, or when its note is not yet written."""
+    return _read_note(folder / HOLDER)
+
+
+def _read_note(path: Path) -> Holder | None:
     try:
-        return Holder(**json.loads((folder / HOLDER).read_bytes()))
+        return Holder(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _acquire(lock: BaseFileLock, folder: Path) -> None:
+def _acquire(lock: BaseFileLock, folder: Path, note: Path, doing: str) -> None:
     try:
         lock.acquire()
     except Timeout as exc:
-        raise LockedError(folder, read_holder(folder)) from exc
+        raise LockedError(folder, _read_note(note), doing) from exc
 
 
 def _release(lock: BaseFileLock) -> None:
@@ -113,15 +145,15 @@ def _release(lock: BaseFileLock) -> None:
         raise
 
 
-def _note(folder: Path, holder: Holder) -> None:
+def _note(path: Path, holder: Holder) -> None:
     """Write down who holds the lock; on a full disk the lock holds all the same, and its holder may free some."""
-    temporary = folder / f"{HOLDER}.tmp"  # one name, so that a kill leaves what the next holder replaces
+    temporary = path.with_name(f"{path.name}.tmp")  # one name, so that a kill leaves what the next holder replaces
     try:
         temporary.write_bytes(json.dumps(asdict(holder)).encode())
-        temporary.replace(folder / HOLDER)
+        temporary.replace(path)
     except OSError as exc:
-        log.warning("%s: cannot note who writes (%s)", folder / HOLDER, exc.strerror)
-        for stale in (temporary, folder / HOLDER):
+        log.warning("%s: cannot note who writes (%s)", path, exc.strerror)
+        for stale in (temporary, path):
             with suppress(OSError):
                 stale.unlink()
 

@@ -33,6 +33,7 @@ from .errors import (
     UnknownModelError,
     UntrustedTypeError,
 )
+from .gate import GateLimits
 from .job import train_models
 from .labels import CsvLabels, FolderLabels, Labels, labels_from_csv, labels_from_folders
 from .linear_head import fit_head
@@ -41,6 +42,8 @@ from .models import MODELS
 from .probe import Probe, probe_features
 from .progress import Progress
 from .result import Cell, TrainResult
+from .retrain import retrain_model
+from .retraining import Retrained
 from .rows import LabelledRows
 from .splits import GivenSplit, HashSplit, split_rows
 from .steps import Steps, every_combination
@@ -68,6 +71,7 @@ __all__ = [
     "FeatureMismatchError",
     "FoldError",
     "FolderLabels",
+    "GateLimits",
     "GenerationComparison",
     "GivenSplit",
     "HashSplit",
@@ -82,6 +86,7 @@ __all__ = [
     "Probe",
     "Progress",
     "ReportError",
+    "Retrained",
     "SplitError",
     "Steps",
     "SweepCell",
@@ -102,6 +107,7 @@ __all__ = [
     "load_dataset",
     "measure_facts",
     "probe_features",
+    "retrain_model",
     "split_rows",
     "sweep_models",
     "task_of",

@@ -26,6 +26,7 @@ from .plan import CellPlan, check_name, make_plan
 from .progress import Progress
 from .resampling import Comparison, Interval, gaps_between, intervals_of
 from .result import RunnerUp, TrainResult
+from .row_list import ROWS, pack_rows
 from .rows import LabelledRows
 from .run import Run, train_cells
 from .settings import Grid
@@ -300,6 +301,7 @@ def _save(
     entries: Mapping[str, Any] | None,
 ) -> TrainResult:
     """Write bundles and report, the winner last: its bundle is the newest, and it tells that all is there."""
+    listed = pack_rows(result.rows)
     for item, path, intervals in reversed(list(zip(kept, bundles, result.intervals, strict=True))):
         write_bundle(
             path,
@@ -307,7 +309,7 @@ def _save(
             model=item.fitted.model,
             curves=item.fitted.curves,
             card={**make_card(result, item.cell, item.columns, intervals=intervals, config=config), **(entries or {})},
-            extra={REPORT: page} if page and path == bundles[0] else {},
+            extra={ROWS: listed, **({REPORT: page} if page and path == bundles[0] else {})},
         )
         log.info("bundle written: %s", path)
     return replace(result, bundles=bundles, report=bundles[0] / REPORT if page else None)

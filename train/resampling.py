@@ -30,6 +30,7 @@ __all__ = [
     "draws_for",
     "gaps_between",
     "intervals_of",
+    "paired_draws",
 ]
 
 Floats = NDArray[np.floating[Any]]
@@ -186,7 +187,7 @@ def gaps_between(
     resamples: int | None = None,
 ) -> dict[str, Gap | None]:
     """Give how far the first's scores of n rows lie above the second's, each with its interval."""
-    drawn = _drawn(n, groups, seed, resamples or draws_for(n, first.work // n), [first, second])
+    drawn = paired_draws(first, second, n, groups=groups, seed=seed, resamples=resamples)
     whole = [scores.of(np.ones((1, n), np.float32)) for scores in (first, second)]
     gaps: dict[str, Gap | None] = {}
     for name, (values, others) in drawn.items():
@@ -194,6 +195,19 @@ def gaps_between(
         difference = float(whole[0][name][0] - whole[1][name][0])
         gaps[name] = None if interval is None or np.isnan(difference) else Gap(difference, interval)
     return gaps
+
+
+def paired_draws(
+    first: Resampled,
+    second: Resampled,
+    n: int,
+    *,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+    resamples: int | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Give every score of two models in the same draws of n rows, by name: ``(2, draws)``."""
+    return _drawn(n, groups, seed, resamples or draws_for(n, first.work // n), [first, second])
 
 
 class WeightedClasses:

@@ -30,7 +30,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-WHOLE = ("experiment", "nightly", "demo", "sweep", "multilabel", "regression", "finetune")
+WHOLE = ("experiment", "nightly", "demo", "sweep", "multilabel", "regression", "finetune", "retrain")
 FOR_TRAINING = ("grouped", "balanced")
 """Examples of one stage: the features are there already."""
 

@@ -32,7 +32,9 @@ def test_the_tree_holds_what_is_documented() -> None:
     assert {" ".join(words) for words in TREE} == {
         "metrics", "runs", "runs ls", "runs show", "store backup",
         "", "advise", "compare", "demo", "doctor", "export", "extract", "finetune", "layers", "predict", "report",
-        "report drift", "sweep", "train",
+        "report drift", "retrain", "sweep", "train",
+        "models", "models ls", "models show", "models diff", "models promote", "models rollback", "models gc",
+        "models export",
         "store", "store ls", "store show", "store verify",
         "store repair", "store compact",
         "store status", "store errors", "store du", "store export",
@@ -108,7 +110,7 @@ def loaded(*names):
     return [name for name in names if name in sys.modules]
 help()
 print(loaded("torch", "torchvision", "sklearn", "numpy", "h5py", "pydantic", "PIL", "icecore.store"), file=sys.stderr)
-for line in (*COMMANDS, "runs ls", "store ls"):
+for line in (*COMMANDS, "runs ls", "store ls", "models ls"):
     help(*line.split())
 print(loaded("torch", "torchvision", "sklearn", "xgboost", "matplotlib"), file=sys.stderr)
 """

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,12 +19,16 @@ from pathlib import Path
 
 import pytest
 from icecore.store import (
+    Column,
+    Contract,
     DiskError,
     FeatureStore,
+    LockedError,
     RefusedError,
     catalog,
     champion_of,
     champions,
+    discard_bundles,
     ledger,
     promote,
     promoting,
@@ -33,7 +38,7 @@ from icecore.store import (
     store_status,
     verify_store,
 )
-from icecore.store.lock import writer_lock
+from icecore.store.lock import retrain_lock, writer_lock
 
 Fill = Callable[..., FeatureStore]
 Make = Callable[..., Path]
@@ -302,9 +307,9 @@ def test_killed_at_any_step_the_old_or_the_new_one_is_champion_and_the_next_prom
 
 _KILLED = textwrap.dedent("""
     import os, signal, sys
-    from icecore.store import catalog, ledger, promote, promoting
+    from icecore.store import catalog, promote, promoting, sealed_lines
     folder, step, after = sys.argv[1], sys.argv[2], sys.argv[3] == "1"
-    module = {"empty_log": catalog, "fsync_folder": ledger}.get(step, promoting)
+    module = {"empty_log": catalog, "fsync_folder": sealed_lines}.get(step, promoting)
     real = getattr(module, step)
     def die(*args):
         if after:
@@ -425,3 +430,68 @@ def test_a_catalog_that_cannot_be_written_keeps_the_old_champion(
     with pytest.raises(DiskError, match="readonly"):
         promote(folder, "ants", "b", why="second")
     assert (in_use(folder), ledger_of(folder)) == ("a", [1])
+
+
+def age(path: Path, days: float) -> None:
+    then = time.time() - days * 24 * 3600
+    os.utime(path / "card.json", (then, then))
+
+
+def test_bundles_go_that_are_neither_in_use_nor_lately_used_nor_new(folder: Path, make: Make) -> None:
+    for name in ("a", "b", "c", "old", "new"):
+        age(make(f"ants/{name}"), 1 if name == "new" else 100)
+    age(make("bees/only"), 100)
+    for name in "abc":
+        promote(folder, "ants", name, why="better")
+    rollback(folder, "ants", why="worse")
+    would = discard_bundles(folder, keep_promotions=2, keep_days=30, dry_run=True)
+    assert [(one.name, one.bundle) for one in would] == [("ants", "a"), ("ants", "old"), ("bees", "only")]
+    assert (folder / "models/ants/a").is_dir(), "a dry run deletes nothing"
+    expected = sum(file.stat().st_size for file in (folder / "models/ants/a").iterdir())
+    assert would[0].bytes == expected > 0
+    assert [one.bundle for one in discard_bundles(folder, "ants", keep_promotions=2, keep_days=30)] == ["a", "old"]
+    assert sorted(path.name for path in (folder / "models/ants").iterdir() if path.is_dir()) == ["b", "c", "new"]
+    assert [one.bundle for one in discard_bundles(folder, keep_promotions=1, keep_days=0)] == ["c", "new", "only"]
+    assert in_use(folder) == "b"
+
+
+def test_what_bundles_are_not_to_be_deleted_must_be_said_in_numbers_that_can_be(folder: Path, make: Make) -> None:
+    make("ants/a")
+    for wrong in ({"keep_promotions": 0}, {"keep_days": -1.0}):
+        with pytest.raises(RefusedError, match="1 promotion or more is kept, and 0 to 36,500 days"):
+            discard_bundles(folder, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(RefusedError, match="no bundles under the name 'bees'; there are ants"):
+        discard_bundles(folder, "bees")
+
+
+def test_features_of_a_bundle_stay_until_it_goes(
+    fill: Fill, folder: Path, make: Make, contract: Contract, columns: tuple[Column, Column]
+) -> None:
+    path = make("ants/a")
+    fill({**FILES, "new.jpg": "new"}).close()
+    with FeatureStore.open(folder) as store:
+        assert [kept.version for kept in store.collect().sets[0].kept] == [2, 1]
+        age(path, 1)
+        discard_bundles(folder, keep_days=0)
+        assert [kept.version for kept in store.collect().sets[0].kept] == [2]
+
+
+def test_the_lock_of_a_retraining_names_its_holder_and_keeps_no_writer_waiting(folder: Path, make: Make) -> None:
+    home = make("ants/a").parent
+    with retrain_lock(home, command="icecore retrain"), writer_lock(folder, command="icecore extract"):
+        told = rf"ants: being retrained by pid {os.getpid()} on .*\(icecore retrain\)"
+        with pytest.raises(LockedError, match=told), retrain_lock(home):
+            pass
+        promote(folder, "ants", "a", why="meanwhile")
+    with retrain_lock(home):
+        pass
+    assert not (home / "retrain.json").exists()
+
+
+def test_the_digest_of_a_version_is_that_of_the_status(fill: Fill, folder: Path) -> None:
+    with FeatureStore.open(folder) as store:
+        first = store["photos"].digest()
+        assert first == store_status(folder).sets[0].summary.digest
+        fill({**FILES, "new.jpg": "new"}).close()
+        assert store["photos"].digest() == store_status(folder).sets[0].summary.digest != first
+        assert store["photos"].as_of(1).digest() == first
