@@ -15,6 +15,7 @@ def test_the_offer_is_this() -> None:
         "CsvLabels",
         "Dataset",
         "DatasetError",
+        "DriftError",
         "Evaluation",
         "Facts",
         "FeatureMismatchError",
