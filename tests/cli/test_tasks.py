@@ -64,12 +64,12 @@ def test_numbers_are_trained_told_and_predicted(icecore: Icecore, labelled: Any)
     (labelled.photos / "val" / "bad.png").write_bytes(b"hello")
     found = icecore("predict", path, labelled.photos / "val")
     assert found.code == 5
-    assert found.text.splitlines()[0] == "path,prediction,error"
+    assert found.text.splitlines()[0] == "path,prediction,error,bundle"
     table = rows_of(found.text)
     assert [row["prediction"] == "" for row in table] == [bool(row["error"]) for row in table]
     lines = icecore("predict", path, labelled.photos / "val", "--format", "jsonl").text.splitlines()
     for line, row in zip(map(json.loads, lines), table, strict=True):
-        assert line.keys() == ({"path", "error"} if row["error"] else {"path", "prediction"})
+        assert line.keys() == {"path", "bundle", "error" if row["error"] else "prediction"}
         if not row["error"]:
             assert float(row["prediction"]) == pytest.approx(line["prediction"], rel=1e-6)
 
@@ -80,7 +80,7 @@ def test_labels_are_trained_told_and_predicted(icecore: Icecore, labelled: Any) 
     assert (done.outcome["task"], done.outcome["metric"]) == ("multilabel", "macro_f1")
     (path,) = (labelled.store / "models" / "tags").iterdir()
     found = icecore("predict", path, labelled.photos / "val")
-    assert found.text.splitlines()[0] == "path,labels,p:red,p:bright,error"
+    assert found.text.splitlines()[0] == "path,labels,p:red,p:bright,error,bundle"
     for row in rows_of(found.text):
         called = [name for name in ("red", "bright") if float(row[f"p:{name}"]) > 0.5]
         assert row["labels"] == ";".join(called)
