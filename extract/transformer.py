@@ -14,6 +14,7 @@ import numpy as np
 from icecore.store import ContractMismatchError, FeatureStore
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
 
 from .errors import ImageError, ImageErrorKind
 from .job import extract_images
@@ -142,7 +143,14 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
                 return array.take(paths).astype(np.float32)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
-        """Give a name for each feature: ``frozenbackbone0`` and so on, as scikit-learn's own transformers do."""
+        """Give a name for each feature: ``frozenbackbone0`` and so on, as scikit-learn's own transformers do.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before ``fit``, which counts them.
+        """
+        check_is_fitted(self, "n_features_out_")
         return np.array([f"frozenbackbone{i}" for i in range(self.n_features_out_)], dtype=object)
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -13,6 +13,7 @@ from icecore.extract.errors import ImageError
 from icecore.extract.layers import columns_for
 from icecore.store import ContractMismatchError, FeatureStore
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -107,3 +108,8 @@ def test_what_is_no_list_of_paths_is_refused(frozen: FrozenBackbone) -> None:
     for wrong in ([], np.zeros((2, 3)), "a.png"):
         with pytest.raises(ValueError, match="expected paths of images"):
             frozen.transform(wrong)
+
+
+def test_names_of_features_are_known_only_after_fit(frozen: FrozenBackbone) -> None:
+    with pytest.raises(NotFittedError):
+        frozen.get_feature_names_out()
