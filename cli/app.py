@@ -132,7 +132,10 @@ def command(
             finish(outcome, running, common, to_stderr=rows_on_stdout)
 
         help_page = common_options(run, changes=not reads_only)
-        return click.command(name=body.__name__, epilog=f"\b\nExample:\n  {example}")(help_page)
+        # said here too, because click keeps the names that it meets first
+        names = {"help_option_names": ["-h", "--help"]}
+        epilog = f"\b\nExample:\n  {example}"
+        return click.command(name=body.__name__, epilog=epilog, context_settings=names)(help_page)
 
     return wrap
 

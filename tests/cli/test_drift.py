@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def new_images(folder: Path, noisy: Any, *, first: int, colours: list[tuple[int,
 def test_predict_tells_drift_and_the_history_grows(
     champion: Path, tmp_path: Path, icecore: Icecore, noisy: Any
 ) -> None:
-    store = champion / "features"
+    store = shutil.copytree(champion / "features", tmp_path / "features")
     like = new_images(tmp_path / "like", noisy, first=1000, colours=[(220, 30, 30), (30, 30, 220)])
     words = ("predict", "champion", "--store", store, "--fail-on-drift", "--json", "--images")
     calm = icecore(*words, like)

@@ -97,6 +97,7 @@ class Reader:
         Seen(self, warm).open()
         Seen(self, warm).look("layer3")  # imports all that is used, while that may still be read
         self.ask("store.close()")
+        self.ask(f"run('store', 'compact', {str(warm)!r})")  # what a run's record is made with, too
         if nobody:
             subprocess.run(["chown", "-R", str(NOBODY), self.out], check=True)
             self.ask(f"os.setgid({NOBODY}), os.setuid({NOBODY})")

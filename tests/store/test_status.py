@@ -358,6 +358,7 @@ def test_usage_adds_up_to_what_is_on_disk(
         "models/m/b/card.json",
         "sweeps/m/leaderboard.csv",
         "comparisons/a-b.html",
+        "runs/r.json",
         "weights/x.safetensors",
         "quarantine/y.h5",
         "segments/z.h5.tmp",
@@ -371,7 +372,7 @@ def test_usage_adds_up_to_what_is_on_disk(
     assert found.total == sum(one.bytes for one in found.generations) + sum(found.rest.values())
     assert all(one.bytes == sum(one.columns.values()) + one.overhead for one in found.generations)
     assert {kind: n for kind, n in found.rest.items() if kind not in ("catalog", "other")} == dict.fromkeys(
-        ("canaries", "models", "sweeps", "comparisons", "weights", "quarantine", "strays"), 100
+        ("canaries", "models", "sweeps", "comparisons", "weights", "runs", "quarantine", "strays"), 100
     )
     first, second = found.generations
     assert (first.state, first.segments, second.state, second.segments) == ("read", 3, "filling", 1)
