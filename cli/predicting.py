@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO
 from icecore.store.durable import publish
 
 from .image_lists import ImageList, listed_images, source_image
-from .score_book import Prediction, ScoreBook, open_book
+from .score_book import WRITTEN, Prediction, ScoreBook, open_book
 from .score_files import Scorer
 from .score_table import Format, Layout, write_table
 
@@ -177,14 +177,14 @@ def _write(
 ) -> tuple[Counter[str], bool]:
     """Write the file, unless it says already what it would say; give its counts, and whether it was written."""
     told = {"layout": layout.facts(), "form": form, "order": book.digest(gone=gone)}
-    before: dict[str, Any] = book.read("written") or {}
+    before: dict[str, Any] = book.read(WRITTEN) or {}
     if not changed and before.get("told") == told and before.get("file") == _signature(out):
         return Counter(before["counts"]), False
     temporary = book.folder / "out.tmp"  # one name, so that a kill leaves what the next run replaces
     with temporary.open("wb") as file:
         counts = write_table(book.rows(gone=gone), layout, bundle, file, form, is_text=book.is_text())
     publish(temporary, out)
-    book.keep("written", {"told": told, "file": _signature(out), "counts": counts})
+    book.keep(WRITTEN, {"told": told, "file": _signature(out), "counts": counts})
     return counts, True
 
 

@@ -28,9 +28,11 @@ from icecore.store.scan import RACY_NS
 from .image_lists import ImageList, Listed, is_text
 from .score_files import Scored
 
-__all__ = ["Prediction", "ScoreBook", "open_book"]
+__all__ = ["WRITTEN", "Prediction", "ScoreBook", "open_book"]
 
 FORMAT = 1
+WRITTEN = "written"
+"""Fact that says what the output file tells; gone while it tells less than the rows."""
 SECONDS = 2.0
 """Most time of scoring that a kill costs."""
 _SCHEMA = """
@@ -138,6 +140,8 @@ class ScoreBook:
                 "(?, (SELECT id FROM wanted WHERE path = ? LIMIT 1), ?, ?, ?, ?, ?, ?, ?, ?)",
                 self._waiting,
             )
+            # until the file is written from these rows: a kill between must not leave it for up to date
+            self._db.execute("DELETE FROM facts WHERE key = ?", (WRITTEN,))
         self._waiting.clear()
         self._since = time.monotonic()
 

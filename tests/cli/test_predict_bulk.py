@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from icecore.cli import score_book
+from icecore.cli import predicting, score_book
 from icecore.store import FeatureStore, promote
 from icecore.store.lock import writer_lock
 
@@ -151,7 +151,7 @@ def test_a_failure_of_the_disk_is_tried_again_and_one_of_the_image_is_not(scores
 
 KILLED = """
 import os, signal, sys
-from icecore.cli import score_book
+from icecore.cli import predicting, score_book
 score_book.SECONDS, score_book.RACY_NS = 0.0, 0
 add, seen = score_book.ScoreBook.add, []
 def killed(self, scored):
@@ -177,6 +177,29 @@ def test_a_killed_run_goes_on_and_the_old_file_stays_until_the_new_one_is_whole(
     assert out.read_text() == "yesterday's"
     done = scores()
     assert counts(done) == {"images": 6, "stored": 2, "unchanged": 4}
+    whole = settled.folder / "whole.csv"
+    icecore("predict", settled.bundle, settled.photos / "val", "--out", whole, "--store", settled.store)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_run_killed_before_its_file_is_written_leaves_no_stale_scores_in_it(
+    scores: Any, settled: Any, icecore: Icecore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores()
+    out = settled.folder / "scores.csv"
+    first, *_, last = sorted((settled.photos / "val").rglob("*.png"))
+    first.write_bytes(last.read_bytes())  # now of the other class
+    with monkeypatch.context() as patch:
+
+        def killed(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(predicting, "write_table", killed)
+        assert scores().code == 130
+    before = out.read_bytes()
+    done = scores()
+    assert (counts(done), done.outcome["written"]) == ({"images": 6, "unchanged": 6}, True)
+    assert out.read_bytes() != before
     whole = settled.folder / "whole.csv"
     icecore("predict", settled.bundle, settled.photos / "val", "--out", whole, "--store", settled.store)
     assert out.read_bytes() == whole.read_bytes()
