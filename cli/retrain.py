@@ -38,7 +38,8 @@ def retrain(config: Path, overrides: tuple[str, ...], dry_run: bool, force: bool
 
     done = retrain_from_config(load_config(TrainConfig, config, overrides), dry_run=dry_run, force=force)
     code = Exit.DONE if done.decided in ("promoted", "nothing new") else Exit.CHALLENGER_KEPT_BACK
-    nothing, promoted = done.decided == "nothing new", done.decided == "promoted"
+    nothing = done.decided == "nothing new" or (done.recorded and code is Exit.DONE)
+    promoted = done.decided == "promoted" and not done.recorded  # hooks are told of it once
     return Outcome(code, done.to_json(), _text(done), nothing_to_do=nothing, promoted=promoted)
 
 

@@ -34,7 +34,7 @@ class Hooks(Section):
     """Who is told how a run ended: commands, which get the outcome on standard input, and a folder of files."""
 
     on_promote: Argv = ()
-    """run after a challenger was promoted"""
+    """run after a challenger was promoted; not again where the recorded decision is given"""
     on_keep: Argv = ()
     """run after a challenger was kept back"""
     on_fail: Argv = ()

@@ -51,6 +51,21 @@ def test_a_first_model_is_promoted_and_the_same_inputs_give_the_same_answer(icec
     assert (as_json["decided"], as_json["recorded"], as_json["number"]) == ("promoted", True, 1)
 
 
+def test_a_promotion_is_told_once_and_a_recorded_one_is_nothing_to_do(icecore: Icecore, nightly: Any) -> None:
+    nightly.set('[hooks]\ndrop = "outbox"\ndrop_on = ["promote"]\n')
+    outbox = nightly.folder / "outbox"
+    assert promoted(icecore, nightly)["nothing_to_do"] is False
+    (told,) = outbox.iterdir()
+    again = icecore("retrain", nightly.config, "--skip-code", "99", "--json")
+    assert (again.code, again.outcome["recorded"], again.outcome["nothing_to_do"]) == (99, True, True)
+    another(icecore, nightly)
+    assert icecore("retrain", nightly.config, "--set", "train.seed=1", "--force").code == 0
+    assert len(list(outbox.iterdir())) == 2
+    icecore("models", "rollback", nightly.store, "nightly", "--why", "it fails in the field")
+    assert icecore("retrain", nightly.config, "--set", "train.seed=1").code == 0
+    assert (len(list(outbox.iterdir())), told.exists()) == (2, True)
+
+
 def test_a_challenger_that_is_no_better_ends_with_6_and_does_so_again(icecore: Icecore, nightly: Any) -> None:
     champion = promoted(icecore, nightly)["champion"]
     for recorded in (False, True):
