@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from .config import ExtractConfig
 
 __all__ = ["Compared", "DriftWatch", "drift_facts", "drift_of_run", "drift_text", "version_of"]
+
+log = logging.getLogger(__name__)
 
 BLOCK = 1024
 
@@ -46,13 +49,19 @@ class DriftWatch:
         self._rows.add(X, calls)
 
     def conclude(self, **facts: Any) -> Drift | None:
-        """Judge what was seen, and record it; None where there were too few images to say anything."""
+        """Judge what was seen, and record it; None where there were too few images to say anything.
+
+        Where the record cannot be written, a warning says so, and the verdict stands.
+        """
         from icecore.train.drift import MAX_DRIFT
         from icecore.train.drift_kept import record_drift
 
         verdict = self._rows.judge(max_drift=MAX_DRIFT if self.max_drift is None else self.max_drift)
         if verdict is not None:
-            record_drift(self.store.path, self.name, verdict, {"bundle": self.bundle.path.name, **facts})
+            try:
+                record_drift(self.store.path, self.name, verdict, {"bundle": self.bundle.path.name, **facts})
+            except OSError as exc:  # a store on a read-only medium can be predicted with, too
+                log.warning("%s: drift cannot be noted in its history (%s)", self.store.path, exc.strerror or exc)
         return verdict
 
 

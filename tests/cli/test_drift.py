@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 Icecore = Callable[..., Any]
 GREY = (120, 120, 120)
 
@@ -55,6 +57,22 @@ def test_images_that_were_scored_before_are_not_compared_again(
     assert icecore(*words).outcome["drift"]["rows"] == 24
     new_images(folder, noisy, first=3500, colours=[GREY], count=2)
     assert icecore(*words).outcome["drift"] is None
+
+
+def test_a_store_that_takes_no_history_can_be_predicted_with(
+    champion: Path, tmp_path: Path, icecore: Icecore, noisy: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "copy"
+    shutil.copytree(champion / "features", store, ignore=shutil.ignore_patterns("drift"))
+    (store / "drift").write_bytes(b"as on a read-only medium, nothing can be made here")
+    other = new_images(tmp_path / "other", noisy, first=5000, colours=[GREY])
+    out = tmp_path / "scores.csv"
+    weights = champion / "squeezenet.safetensors"
+    done = icecore(
+        *("predict", "champion", "--store", store, "--out", out, "--weights", weights, "--images", other, "--json")
+    )
+    assert (done.code, done.outcome["drift"]["drifted"], out.exists()) == (0, True, True)
+    assert "drift cannot be noted in its history" in caplog.text
 
 
 def test_extract_compares_what_it_adds(champion: Path, icecore: Icecore, noisy: Any) -> None:
