@@ -153,6 +153,21 @@ def test_whatever_a_hook_began_is_killed_with_it(tmp_path: Path) -> None:
         time.sleep(0.02)
 
 
+def test_a_hook_that_ends_just_as_the_run_is_told_to_stop_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    communicate = subprocess.Popen.communicate
+
+    def told_to_stop(process: Any, *args: Any, **options: Any) -> None:
+        communicate(process, *args, **options)  # Popen itself waits a moment for the end, and finds it
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", told_to_stop)
+    hooks = Hooks(on_success=("true",))
+    (told,) = call_hooks(hooks, Outcome(Exit.DONE), {}, folder=tmp_path, name="run", facts={})
+    assert told.error == "killed: this run was told to stop"
+
+
 def test_a_hook_that_does_not_read_is_no_failure(tmp_path: Path) -> None:
     hooks = Hooks(on_success=("true",))
     told = call_hooks(hooks, Outcome(Exit.DONE), {"much": "x" * 1_000_000}, folder=tmp_path, name="run", facts={})
