@@ -139,7 +139,7 @@ class Retraining:
         outcome: Decided = "promoted" if goes else "kept" if verdict.decision == "keep" else "undecided"
         why = f"forced, against the gate: {verdict.why}" if forced else verdict.why
         decision = Decision(
-            keys.decision, outcome, why, bundle.path.name, champion.bundle if champion else None, forced,
+            keys.decision, outcome, why, bundle.path.name, _bundle_of(champion), forced,
             catalog.now(), who, contest.numbers.to_json(), _rules(verdict), (*notes, *contest.notes),
         )  # fmt: skip
         now = champion
@@ -157,6 +157,8 @@ class Retraining:
             decision = next((found for each in history if (found := _noted(each, keys.decision))), None)
             if decision is not None and not dry_run:
                 record_decision(self.folder, decision)
+        if decision is not None and decision.decided != "promoted" and decision.champion != _bundle_of(champion):
+            decision = None  # it was held against another champion than that of now
         if decision is not None and not (force and decision.decided != "promoted"):
             return replace(_told(self.name, self.folder, decision, champion), recorded=True, dry_run=dry_run)
         if champion is None or not _is_made_of(champion, keys):
@@ -269,6 +271,10 @@ def _noted(promotion: Promotion, key: str) -> Decision | None:
     if promotion.kind != "promote" or not isinstance(body, Mapping) or body.get("key") != key:
         return None
     return Decision(**{**body, "rules": tuple(body["rules"]), "notes": tuple(body["notes"])})
+
+
+def _bundle_of(champion: Promotion | None) -> str | None:
+    return None if champion is None else champion.bundle
 
 
 def _is_made_of(champion: Promotion, keys: Keys) -> bool:

@@ -269,6 +269,27 @@ def test_after_a_rollback_the_same_inputs_do_not_promote_again(world: World) -> 
     assert world.champion == (first.champion.name if first.champion else "")
 
 
+def test_what_was_kept_back_is_held_against_the_champion_of_now(world: World) -> None:
+    first = world.retrain()
+    better(world)
+    assert world.retrain().decided == "promoted"
+    kept = world.retrain(seed=1)
+    assert (kept.decided, world.retrain(seed=1).recorded) == ("kept", True)
+    rollback(world.store, "ants", why="it fails in the field")
+    again = world.retrain(seed=1)
+    assert (again.decided, again.recorded, again.reused) == ("promoted", False, True)
+    assert again.challenger == kept.challenger == again.champion != first.champion
+
+
+def test_what_was_kept_back_and_promoted_by_hand_is_nothing_new(world: World) -> None:
+    world.retrain()
+    kept = world.retrain(seed=1)
+    assert (kept.decided, kept.challenger is None) == ("kept", False)
+    promote(world.store, "ants", kept.challenger or "", why="by hand")
+    again = world.retrain(seed=1)
+    assert (again.decided, again.champion) == ("nothing new", kept.challenger)
+
+
 def test_where_the_champion_was_trained_on_these_inputs_there_is_nothing_new(world: World) -> None:
     """Other limits of the gate make another decision, but no other challenger."""
     first = world.retrain()
