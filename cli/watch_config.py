@@ -38,7 +38,7 @@ class Hooks(Section):
     on_keep: Argv = ()
     """run after a challenger was kept back"""
     on_fail: Argv = ()
-    """run after a command that did not do its work: failed, locked, interrupted"""
+    """run after a command that did not do its work, failed, locked, interrupted, or was to fail on drift"""
     on_success: Argv = ()
     """run after one that did, also where single images failed"""
     drop: Annotated[ConfigPath | None, Field(strict=False)] = None

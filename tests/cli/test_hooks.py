@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,11 +60,21 @@ def notes(project: Any) -> list[dict[str, Any]]:
         (Outcome(Exit.CONFIG_INVALID), ("fail",)),
         (Outcome(Exit.LOCKED), ("fail",)),
         (Outcome(Exit.INTERRUPTED), ("fail",)),
+        (Outcome(Exit.DRIFTED), ("fail",)),
         (Outcome(Exit.LOCKED, returned=0), ("success",)),
     ],
 )
 def test_each_outcome_stands_for_its_events(outcome: Outcome, events: tuple[HookEvent, ...]) -> None:
     assert events_of(outcome) == events
+
+
+def test_the_page_of_operations_lists_the_codes_of_each_event() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text("utf-8")
+    for event in ("keep", "fail"):
+        (told,) = re.findall(rf"^on_{event} = .*?# *([\d, ]*\d)", page, re.MULTILINE)
+        assert [int(code) for code in told.split(",")] == [
+            code for code in Exit if events_of(Outcome(code)) == (event,)
+        ]
 
 
 def test_a_success_is_told_with_the_outcome_and_drops_no_file_unless_asked(icecore: Icecore, hooked: Any) -> None:
