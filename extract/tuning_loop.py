@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .errors import TuningError
 from .tuning_data import seed_of
 from .tuning_head import Head
 from .tuning_layers import Group
@@ -24,7 +25,7 @@ from .tuning_rates import HEAD, first_epochs, make_optimizer, peak_rates, set_ra
 from .tuning_source import Fed, Source
 from .tuning_split import Divided
 from .tuning_state import Best, TuningState, write_state
-from .tuning_step import Stepper, class_weights, mixer
+from .tuning_step import Stepper, class_weights, diverged, mixer
 
 __all__ = ["Epoch", "Loop"]
 
@@ -150,6 +151,8 @@ class Loop:
                 train_loss, rates = self._epoch(number)
                 with self._averaged():
                     loss, accuracy = self.validate()
+                    if not math.isfinite(loss):
+                        raise diverged(f"epoch {number}, validation", loss)
                     counts = number > self._options.head_epochs or len(self._blocks) == 1
                     better = counts and (state.best is None or loss < state.best.loss)
                     if better:
@@ -159,7 +162,13 @@ class Loop:
         return state
 
     def validate(self) -> tuple[float, float]:
-        """Give mean cross-entropy and accuracy over the validation images, as the network is now."""
+        """Give mean cross-entropy and accuracy over the validation images, as the network is now.
+
+        Raises
+        ------
+        TuningError
+            When none of these images can be read.
+        """
         self._model.eval()
         lost, right, n = 0.0, 0, 0
         with torch.no_grad():
@@ -169,7 +178,13 @@ class Loop:
                 lost += float(functional.cross_entropy(sums, targets, reduction="sum"))
                 right += int((sums.argmax(1) == targets).sum())
                 n += len(rows)
-        return lost / max(1, n), right / max(1, n)
+        if not n:
+            why = next((self.source.skipped[row] for row in self._validation.tolist()), "there are none")
+            raise TuningError(
+                f"validation: none of its {len(self._validation)} images can be read ({why}), so that no epoch can be "
+                "chosen; take a larger validation, another seed, or replace these files"
+            )
+        return lost / n, right / n
 
     def feed(self, epoch: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
         """Give the batches of an epoch, crossing tensors and targets."""

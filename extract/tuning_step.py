@@ -16,7 +16,7 @@ from .errors import DeviceError, TuningDivergedError
 from .streams import is_shortage
 from .tuning_options import TuningOptions
 
-__all__ = ["Stepper", "class_weights", "mixer"]
+__all__ = ["Stepper", "class_weights", "diverged", "mixer"]
 
 
 class Stepper:
@@ -92,10 +92,7 @@ class Stepper:
             part = slice(start, start + self.at_once)
             loss = self._loss(self._model(*(value[part] for value in inputs)), targets[part]) / total
             if not bool(torch.isfinite(loss)):
-                raise TuningDivergedError(
-                    f"{where}: the loss is {loss.item()}; lower learning_rate and head_learning_rate, or clip "
-                    "gradients shorter. The best epoch before is kept: --finish takes it"
-                )
+                raise diverged(where, loss.item())
             self.scaler.scale(loss).backward()
             lost += float(loss.detach())
         return lost
@@ -119,6 +116,14 @@ class Stepper:
             nn.utils.clip_grad_norm_(learned, self._options.clip)
         self.scaler.step(self._optimizer)
         self.scaler.update()
+
+
+def diverged(where: str, loss: float) -> TuningDivergedError:
+    """Give the error of a loss that is no number any more."""
+    return TuningDivergedError(
+        f"{where}: the loss is {loss}; lower learning_rate and head_learning_rate, or clip gradients shorter. The best "
+        "epoch before is kept: --finish takes it"
+    )
 
 
 def class_weights(labels: NDArray[np.int64], classes: int, device: torch.device) -> Tensor:

@@ -24,6 +24,7 @@ from icecore.extract import (
     finetune_backbone,
     load_backbone,
 )
+from icecore.extract.tuning_data import cut_validation
 from icecore.extract.tuning_step import Stepper
 from icecore.extract.weight_files import read_weights
 from icecore.store import FormatError, LockedError, read_tuning
@@ -384,3 +385,23 @@ def test_killed_at_five_moments_it_ends_with_the_weights_of_an_undisturbed_run(
     ours, theirs = (Path(each.stdout.strip()) for each in (done, undisturbed))
     assert ours.name == theirs.name
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_weights_that_overflow_in_the_last_step_of_an_epoch_are_never_the_best(tune: Tune, tmp_path: Path) -> None:
+    """The loss of every step is a number, and that of the validation is not."""
+    options = replace(
+        OPTIONS, epochs=1, head_epochs=0, batch_size=64, learning_rate=1e30, head_learning_rate=1e30, clip=0.0
+    )
+    with pytest.raises(TuningDivergedError, match=r"epoch 1, validation: the loss is .*lower learning_rate"):
+        tune(options=options)
+    assert not list((tmp_path / "store").glob("weights/*"))
+    with pytest.raises(TuningError, match="finish: no epoch"):
+        tune(options=options, finish=True)
+
+
+def test_a_validation_part_of_which_nothing_can_be_read_is_refused(tune: Tune, images: list[TrainingImage]) -> None:
+    for image, held in zip(images, cut_validation(images, OPTIONS.validation, OPTIONS.seed), strict=True):
+        if held:
+            image.path.write_bytes(b"no image")
+    with pytest.raises(TuningError, match=r"validation: none of its 6 images can be read \(.*decode.*take a larger"):
+        tune()
