@@ -232,7 +232,7 @@ def _keep(
     seen = sorted(
         (image.id, digest.hex())
         for position, (image, digest) in enumerate(zip(images.images, images.digests, strict=True))
-        if position not in skipped
+        if digest and str(position) not in state.unseen
     )
     tuning = Tuning(
         weights=weights,

@@ -140,6 +140,7 @@ class Loop:
         """
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             if not state.history:
+                state.unseen = [str(row) for row in sorted(self.source.skipped)]
                 began = time.monotonic()
                 loss, accuracy = self.validate()
                 self._conclude(

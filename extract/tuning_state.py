@@ -55,6 +55,8 @@ class TuningState:
     """what the record says of each epoch"""
     skipped: dict[str, str] = field(default_factory=dict)
     """images that could not be read, with the reason"""
+    unseen: list[str] = field(default_factory=list)
+    """those of ``skipped`` that could not be read from the first"""
     seconds: float = 0.0
     """time at work"""
     at_once: int = 0

@@ -52,7 +52,7 @@ class Tuning:
     seen_contents: tuple[str, ...]
     """sha256 of each of their files, in hex, in the order of ``seen_ids``"""
     skipped: Mapping[str, str]
-    """images that could not be read, by id, with the reason"""
+    """images that could not be read, by id, with the reason; those that were seen before stand in ``seen_ids`` too"""
     unfrozen: tuple[str, ...]
     """names of the trained tensors of the backbone"""
     trained_parameters: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -405,3 +406,18 @@ def test_a_validation_part_of_which_nothing_can_be_read_is_refused(tune: Tune, i
             image.path.write_bytes(b"no image")
     with pytest.raises(TuningError, match=r"validation: none of its 6 images can be read \(.*decode.*take a larger"):
         tune()
+
+
+def test_an_image_that_is_lost_after_it_was_seen_is_recorded_as_seen(tune: Tune, images: list[TrainingImage]) -> None:
+    held = cut_validation(images, OPTIONS.validation, OPTIONS.seed)
+    lost = images[int(np.flatnonzero(~held)[0])]
+    digest = hashlib.sha256(lost.path.read_bytes()).hexdigest()
+
+    def lose(epoch: Epoch) -> None:
+        if epoch.epoch == 1:
+            lost.path.write_bytes(b"another file")
+
+    tuning = tune(progress=lose).tuning
+    assert "changed" in tuning.skipped[lost.id]
+    assert dict(zip(tuning.seen_ids, tuning.seen_contents, strict=True))[lost.id] == digest
+    assert len(tuning.seen_ids) == 24
