@@ -5,8 +5,9 @@ A view's files count once its mark is written, so a run that was killed in betwe
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,17 @@ class KeptView:
     def __init__(self, folder: Path, name: str, rows: int) -> None:
         self._folder, self._name, self._rows = folder, name, rows
         self._arrays: list[np.ndarray] = []
-        self._mark = folder / f"{name}.whole"
+        self._mark = folder / f"{name}.kept.json"
+        self.skipped: dict[int, str] = {}
+        """positions of images that could not be read, with the reason: their values mean nothing"""
 
     def open(self) -> bool:
         """Open what an earlier run kept; False where that is not whole."""
         if not self._mark.is_file():
             return False
-        paths = [self._path(number) for number in range(int(self._mark.read_text("ascii")))]
+        mark = json.loads(self._mark.read_text("ascii"))
+        self.skipped = {int(row): why for row, why in mark["skipped"].items()}
+        paths = [self._path(number) for number in range(mark["arrays"])]
         self._arrays = [np.load(path, mmap_mode="r") for path in paths]
         return all(len(array) == self._rows for array in self._arrays)
 
@@ -60,11 +65,12 @@ class KeptView:
         for array, value in zip(self._arrays, values, strict=True):
             array[np.asarray(rows)] = value
 
-    def finish(self) -> None:
-        """Say that all images are there."""
+    def finish(self, skipped: Mapping[int, str]) -> None:
+        """Say that all images are there but those that could not be read, by position with the reason."""
         for array in self._arrays:
             array.flush()  # type: ignore[attr-defined]  # a memory map's
-        write_bytes(self._mark, str(len(self._arrays)).encode())
+        self.skipped = dict(skipped)
+        write_bytes(self._mark, json.dumps({"arrays": len(self._arrays), "skipped": self.skipped}).encode())
 
     def read(self, rows: Sequence[int]) -> tuple[Tensor, ...]:
         """Give the tensors of some images, in this order."""

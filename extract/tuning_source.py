@@ -81,7 +81,7 @@ class Source:
                 kept.write(rows.tolist(), inputs)
             yield rows, inputs
         if kept is not None:
-            kept.finish()
+            kept.finish(self.skipped)
             self._kept[PLAIN] = kept
 
     def has_survey(self) -> bool:
@@ -90,6 +90,7 @@ class Source:
             return True
         kept = KeptView(self._folder, "plain", len(self._images))
         if kept.open():
+            self.skipped.update(kept.skipped)
             self._kept[PLAIN] = kept
             return True
         return False
@@ -147,7 +148,8 @@ class Source:
                     parts = [some[at : at + PASS] for at in range(0, len(some), PASS)]
                     for found, pixels in self._read([[(row, view) for row in part] for part in parts]):
                         kept.write(found.tolist(), self.frozen(pixels.to(self._device)))
-                kept.finish()
+                kept.finish(self.skipped)
+            self.skipped.update(kept.skipped)
             self._kept[view] = kept
         return self._kept[view]
 

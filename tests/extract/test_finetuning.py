@@ -421,3 +421,28 @@ def test_an_image_that_is_lost_after_it_was_seen_is_recorded_as_seen(tune: Tune,
     assert "changed" in tuning.skipped[lost.id]
     assert dict(zip(tuning.seen_ids, tuning.seen_contents, strict=True))[lost.id] == digest
     assert len(tuning.seen_ids) == 24
+
+
+def test_what_could_not_be_kept_of_a_view_is_no_zeros_after_a_kill(
+    tune: Tune, images: list[TrainingImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image is away while a view is kept, and back when the run goes on: its place there is empty."""
+    options = replace(OPTIONS, views=2)
+    held = cut_validation(images, OPTIONS.validation, OPTIONS.seed)
+    away = images[int(np.flatnonzero(~held)[0])]
+    contents = away.path.read_bytes()
+
+    def lose(epoch: Epoch) -> None:
+        away.path.unlink(missing_ok=True)
+
+    def stop(*_: Any, **__: Any) -> float:
+        raise _StopError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stepper, "take", stop)
+        with pytest.raises(_StopError):
+            tune(options=options, progress=lose)
+    away.path.write_bytes(contents)
+    tuning = tune(options=options).tuning
+    assert list(tuning.skipped) == [away.id]
+    assert "read" in tuning.skipped[away.id]

@@ -291,9 +291,10 @@ def test_what_was_kept_counts_only_once_it_is_whole(tmp_path: Path) -> None:
     first.write([2, 0], [values[[2, 0]]])
     assert not KeptView(tmp_path, "plain", 3).open()
     first.write([1], [values[[1]]])
-    first.finish()
+    first.finish({2: "gone"})
     second = KeptView(tmp_path, "plain", 3)
     assert second.open()
+    assert second.skipped == {2: "gone"}
     assert torch.equal(second.read([1, 2])[0], values[[1, 2]])
     assert not KeptView(tmp_path, "plain", 4).open()
 
