@@ -142,7 +142,7 @@ def finetune_backbone(
     threads = default_threads("exact") if threads is None else max(1, threads)
     _check_images(images, classes)
     digests, lost = _hashed(rows, threads)
-    key = _key(parent, options, images, digests, classes)
+    key = _key(parent, options, images, digests, classes, max_pixels)
     folder = Path(store) / "tunings"
     make_folder(folder)
     with writer_lock(folder, command=command):
@@ -294,16 +294,17 @@ def _key(
     images: Sequence[TrainingImage],
     digests: Sequence[bytes],
     classes: Sequence[str],
+    max_pixels: int,
 ) -> str:
-    """Give the sha256, in hex, over all that decides the weights."""
+    """Give the sha256, in hex, over all that decides the weights; the default limit of pixels adds nothing to it."""
     rows = sorted(
         [image.id, image.label, image.group, digest.hex()] for image, digest in zip(images, digests, strict=True)
     )
     ignored = {"keep_prefix", "recompute"}  # these change no value but in its last bits
     chosen = {name: value for name, value in options.to_json().items() if name not in ignored}
-    return hashlib.sha256(
-        canonical_json({"parent": parent.to_json(), "options": chosen, "rows": rows, "classes": list(classes)})
-    ).hexdigest()
+    limit = {} if max_pixels == MAX_PIXELS else {"max_pixels": max_pixels}
+    found = {"parent": parent.to_json(), "options": chosen, "rows": rows, "classes": list(classes), **limit}
+    return hashlib.sha256(canonical_json(found)).hexdigest()
 
 
 def _done(store: Path | str, key: str) -> Tuning | None:

@@ -446,3 +446,12 @@ def test_what_could_not_be_kept_of_a_view_is_no_zeros_after_a_kill(
     tuning = tune(options=options).tuning
     assert list(tuning.skipped) == [away.id]
     assert "read" in tuning.skipped[away.id]
+
+
+def test_another_limit_of_pixels_makes_it_another_tuning(tune: Tune, images: list[TrainingImage]) -> None:
+    Image.new("RGB", (80, 80)).save(images[0].path)
+    first = tune(max_pixels=2000)
+    assert set(first.tuning.skipped) == {images[0].id}
+    second = tune()
+    assert second.is_new
+    assert not second.tuning.skipped
