@@ -146,9 +146,10 @@ def finetune_backbone(
     folder = Path(store) / "tunings"
     make_folder(folder)
     with writer_lock(folder, command=command):
-        if not again and (done := _done(store, key)):
-            return TuningReport(done, tuned_weights_path(store, done.weights), False, 0, "", False)
         job = folder / key
+        if not again and (done := _done(store, key)):
+            shutil.rmtree(job, ignore_errors=True)  # a run killed after its record was written leaves it
+            return TuningReport(done, tuned_weights_path(store, done.weights), False, 0, "", False)
         _sweep(folder, job)
         make_folder(job)
         rows.digests = digests
@@ -225,9 +226,17 @@ def _keep(
     folder = Path(store) / "weights"
     make_folder(folder)
     temporary = folder / f"{record['key']}.safetensors.tmp"
-    save_file(tensors, temporary)
-    weights = _hash_as_loaded(backbone, temporary)
-    publish(temporary, tuned_weights_path(store, weights))
+    try:
+        save_file(tensors, temporary)
+        weights = _hash_as_loaded(backbone, temporary)
+        if weights == parent.weights:
+            raise TuningError(
+                "unfreeze: nothing of the backbone changed, and the head is not kept: these are the weights that it "
+                "started from; unfreeze one layer or more"
+            )
+        publish(temporary, tuned_weights_path(store, weights))
+    finally:
+        temporary.unlink(missing_ok=True)
     skipped = {int(row): why for row, why in state.skipped.items()}
     seen = sorted(
         (image.id, digest.hex())

@@ -455,3 +455,35 @@ def test_another_limit_of_pixels_makes_it_another_tuning(tune: Tune, images: lis
     second = tune()
     assert second.is_new
     assert not second.tuning.skipped
+
+
+def test_weights_that_did_not_change_never_replace_the_record_of_those_they_started_from(
+    tune: Tune, images: list[TrainingImage], own_net: str, tmp_path: Path
+) -> None:
+    first = tune()
+    tuned = load_backbone(own_net, first.weights, preprocess=SMALL)
+    with pytest.raises(TuningError, match="unfreeze: nothing of the backbone changed"):
+        finetune_backbone(
+            tmp_path / "store", "colours", tuned, images[:12], classes=CLASSES, start_head=fit_head, workers=0,
+            options=replace(OPTIONS, unfreeze=0, epochs=1), device="cpu",
+        )  # fmt: skip
+    assert read_tuning(tmp_path / "store", first.weights.stem) == first.tuning
+
+
+def test_nothing_is_left_of_a_run_that_ended_while_it_wrote_its_weights(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("icecore.extract.finetuning.publish", full)
+        with pytest.raises(OSError, match="No space"):
+            tune()
+    assert list((tmp_path / "store/weights").iterdir()) == []
+    with monkeypatch.context() as patched:
+        patched.setattr("icecore.extract.finetuning.shutil.rmtree", full)
+        with pytest.raises(OSError, match="No space"):
+            tune()
+    job = tmp_path / "store/tunings" / tune().tuning.key
+    assert not job.exists()
