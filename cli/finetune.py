@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,15 +64,16 @@ def finetune(
     tag = _keep_frozen(loaded, report)
     code, data, lines = Exit.DONE, {**_facts(report), "frozen": tag}, _text(report, config)
     lines.append(f"the frozen features stay as {tag}, whatever gc takes away")
+    weights = f"backbone.weights={json.dumps(str(report.weights.resolve()))}"
     if then_extract:
-        tuned = load_config(ExtractConfig, config, [*overrides, f'backbone.weights="{report.weights.resolve()}"'])
+        tuned = load_config(ExtractConfig, config, [*overrides, weights])
         extracted = extract_from_config(tuned, config.parent, command=f"icecore finetune {config} --then-extract")
         done = f"{extracted.forwarded:,} forwarded with the new weights; version {extracted.version}"
         lines.append(f"{loaded.set}: {done}")
         data |= {"version": extracted.version, "forwarded": extracted.forwarded}
         code = Exit.SOME_IMAGES_FAILED if extracted.failures or extracted.plan.failed else Exit.DONE
     else:
-        lines.append(f"now: icecore extract {config} --set backbone.weights={report.weights}")
+        lines.append(f"now: icecore extract {shlex.quote(str(config))} --set {shlex.quote(weights)}")
     return Outcome(code, data, "\n".join(lines), nothing_to_do=not (report.is_new or then_extract))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,29 @@ def test_it_trains_keeps_weights_and_says_what_to_do_next(tuned: Project, icecor
     assert "epoch 2/2" in ended.told
     again = icecore("finetune", tuned.config)
     assert "nothing to do" in again.text
-    assert f"now: icecore extract {tuned.config} --set backbone.weights={weights}" in again.text
+    assert _told_next(again.text) == ["extract", str(tuned.config), "--set", f'backbone.weights="{weights}"']
+
+
+def _told_next(text: str) -> list[str]:
+    """Give the arguments of the command that comes next, as a shell takes them."""
+    [line] = [line for line in text.splitlines() if line.startswith("now: icecore ")]
+    return shlex.split(line)[2:]
+
+
+def test_what_comes_next_runs_as_it_is_told_from_another_folder_and_with_an_odd_store(
+    tuned: Project, icecore: Icecore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tuned.config.parent.parent)
+    config = tuned.config.relative_to(tuned.config.parent.parent)
+    ended = icecore("finetune", config)
+    assert ended.code == 0, ended.told
+    told = icecore(*_told_next(ended.text))
+    assert told.code == 0, told.told
+    odd = ("--set", 'store=an "odd" store')
+    assert icecore("extract", config, *odd).code == 0
+    then = icecore("finetune", config, "--then-extract", *odd)
+    assert then.code == 0, then.told
+    assert "forwarded with the new weights" in then.text
 
 
 def test_held_out_files_are_never_opened(tuned: Project, icecore: Icecore, tmp_path: Path) -> None:
