@@ -76,7 +76,8 @@ class Finetune(Section):
     recompute: bool = False
     """gradient checkpointing: less memory, some more time"""
     keep_prefix: Literal["auto", "always", "never"] = "auto"
-    """keep what the frozen part gives, where views are fixed (augment = "none", or views) and there is room"""
+    """keep what the frozen part gives, where views are fixed (augment = "none", or views) and there is room; always
+    refuses to run where it cannot"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """arithmetic while training; features are extracted in compute.precision"""
     seed: int = Field(0, ge=0, lt=2**32)

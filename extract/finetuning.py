@@ -29,6 +29,7 @@ from .tuning_data import Images, TrainingImage, hash_files
 from .tuning_loop import Epoch, Loop
 from .tuning_opening import StartHead, open_loop
 from .tuning_options import TuningOptions
+from .tuning_rates import first_epochs
 from .tuning_state import TuningState, read_state
 
 __all__ = ["StartHead", "TuningReport", "finetune_backbone"]
@@ -237,6 +238,8 @@ def _keep(
         publish(temporary, tuned_weights_path(store, weights))
     finally:
         temporary.unlink(missing_ok=True)
+    begins = first_epochs(loop.groups, options)
+    trained = tuple(name for group in loop.groups if begins[group.name] <= state.best.epoch for name in group.tensors)
     skipped = {int(row): why for row, why in state.skipped.items()}
     seen = sorted(
         (image.id, digest.hex())
@@ -251,8 +254,8 @@ def _keep(
         seen_ids=tuple(image for image, _ in seen),
         seen_contents=tuple(digest for _, digest in seen),
         skipped={images.images[row].id: why for row, why in sorted(skipped.items())},
-        unfrozen=tuple(name for group in loop.groups for name in group.tensors),
-        trained_parameters=sum(values[name].numel() for group in loop.groups for name in group.tensors),
+        unfrozen=trained,
+        trained_parameters=sum(values[name].numel() for name in trained),
         epochs=tuple(state.history),
         best_epoch=state.best.epoch,
         seconds=state.seconds,

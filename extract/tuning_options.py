@@ -78,7 +78,8 @@ class TuningOptions:
     recompute: bool = False
     """gradient checkpointing: less memory, some more time"""
     keep_prefix: KeepPrefix = "auto"
-    """keep what the frozen part gives for each view: where views are fixed and there is room"""
+    """keep what the frozen part gives for each view: where views are fixed and there is room; ``always`` refuses to run
+    where it cannot"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """arithmetic while training; features are extracted in that of the contract"""
     seed: int = 0

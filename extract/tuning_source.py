@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .errors import TuningError
 from .tuning_cache import KeptView, room_for
 from .tuning_data import PLAIN, Images, Views, read_plain
 from .tuning_options import TuningOptions
@@ -49,6 +50,11 @@ class Source:
         Where the network is.
     workers, threads
         Processes that make random views, and threads that read plain ones.
+
+    Raises
+    ------
+    TuningError
+        When views must be kept and there is no room for them.
     """
 
     def __init__(
@@ -72,6 +78,12 @@ class Source:
         """whether what is given for plain views, of validation say, is kept"""
         self.keeps_views = self.keeps_plain and bool(options.fixed_views) and self._fits(1 + options.views)
         """whether what is given for training views is kept"""
+
+        if options.keep_prefix == "always" and not self.keeps_views:
+            raise TuningError(
+                f"keep_prefix: always, and there is no room in {folder.parent} for what the frozen part gives; free "
+                "some, take fewer views, or auto, which computes it anew"
+            )
 
     def survey(self) -> Iterator[tuple[NDArray[np.int64], tuple[Tensor, ...]]]:
         """Go through the plain views of all images once: positions, and crossing tensors; keeps them where it can."""

@@ -487,3 +487,20 @@ def test_nothing_is_left_of_a_run_that_ended_while_it_wrote_its_weights(
             tune()
     job = tmp_path / "store/tunings" / tune().tuning.key
     assert not job.exists()
+
+
+def test_blocks_that_never_began_to_learn_are_not_recorded_as_trained(tune: Tune, weights: Path) -> None:
+    options = replace(OPTIONS, unfreeze="all", gradual=2)
+    report = tune(options=options)
+    before, after = read_weights(weights), read_weights(report.weights)
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert set(report.tuning.unfrozen) == changed
+    assert report.tuning.trained_parameters == sum(after[name].numel() for name in changed)
+
+
+def test_views_that_must_be_kept_and_have_no_room_are_refused(tune: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("icecore.extract.tuning_cache.SHARE", 0.0)
+    options = replace(OPTIONS, views=2)
+    assert not tune("auto", options=options).keeps_prefix
+    with pytest.raises(TuningError, match=r"keep_prefix: .*no room.*auto"):
+        tune("always", options=replace(options, keep_prefix="always"))
