@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from icecore.extract import (
 from icecore.extract.augmentation import augmentation, random_view
 from icecore.extract.builders import find_builder
 from icecore.extract.rate_finder import suggest
-from icecore.extract.tuning_cache import KeptView
+from icecore.extract.tuning_cache import KeptView, room_for
 from icecore.extract.tuning_data import Images, TrainingImage, Views, cut_validation
 from icecore.extract.tuning_head import put_head, set_head
 from icecore.extract.tuning_layers import Group, choose_groups, covers
@@ -328,3 +329,12 @@ def test_a_gpu_learns_what_the_cpu_learns(tmp_path: Path, precision: Any) -> Non
         found[device] = read_weights(report.weights)
     for name, value in found["cpu"].items():
         assert torch.allclose(found["cuda"][name], value, atol=5e-3), name
+
+
+def test_what_an_earlier_run_kept_counts_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run that goes on where little is free would compute anew what is there."""
+    monkeypatch.setattr("icecore.extract.tuning_cache.shutil.disk_usage", lambda place: SimpleNamespace(free=100_000))
+    assert not room_for(tmp_path / "kept", 60_000)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/plain-0.npy").write_bytes(bytes(60_000))
+    assert room_for(tmp_path / "kept", 60_000)
