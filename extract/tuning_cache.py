@@ -83,5 +83,5 @@ class KeptView:
 def room_for(folder: Path, wanted: int) -> bool:
     """Say whether there is room for so many bytes: at most half of what is free, and of what is kept there already."""
     there = next(place for place in (folder, *folder.parents) if place.exists())
-    kept = sum(file.stat().st_blocks * 512 for file in folder.iterdir()) if folder.exists() else 0
+    kept = sum(file.stat().st_size for file in folder.iterdir()) if folder.exists() else 0
     return wanted <= SHARE * (shutil.disk_usage(there).free + kept)
