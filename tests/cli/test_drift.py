@@ -24,7 +24,8 @@ def new_images(folder: Path, noisy: Any, *, first: int, colours: list[tuple[int,
 def test_predict_tells_drift_and_the_history_grows(
     champion: Path, tmp_path: Path, icecore: Icecore, noisy: Any
 ) -> None:
-    store = shutil.copytree(champion / "features", tmp_path / "features")
+    no_history = shutil.ignore_patterns("drift")  # that of other tests
+    store = shutil.copytree(champion / "features", tmp_path / "features", ignore=no_history)
     like = new_images(tmp_path / "like", noisy, first=1000, colours=[(220, 30, 30), (30, 30, 220)])
     words = ("predict", "champion", "--store", store, "--fail-on-drift", "--json", "--images")
     calm = icecore(*words, like)
