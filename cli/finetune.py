@@ -170,7 +170,9 @@ class _Job:
 
         from .rate_plot import plot_rates
 
-        found = find_rate(self.backbone, self.images, **self.arguments)
+        recorded = {"split_digest", "split", "version", "generation"}  # of a tuning; nothing is recorded here
+        taken = {name: value for name, value in self.arguments.items() if name not in recorded}
+        found = find_rate(self.backbone, self.images, **taken)
         plot_rates(found, out)
         data = {"suggested": found.suggested, "rates": found.rates, "losses": found.losses, "plot": str(out)}
         why = "a third of the largest rate at which the loss stays near its lowest"

@@ -151,10 +151,12 @@ def finetune_backbone(
         if not again and (done := _done(store, key)):
             shutil.rmtree(job, ignore_errors=True)  # a run killed after its record was written leaves it
             return TuningReport(done, tuned_weights_path(store, done.weights), False, 0, "", False)
+        state = read_state(job)
+        if finish and (state is None or state.best is None):
+            raise TuningError("finish: no epoch in which the backbone learned is whole yet; run it without --finish")
         _sweep(folder, job)
         make_folder(job)
         rows.digests = digests
-        state = read_state(job)
         resumed_after = 0 if state is None else state.epoch
         opened = open_loop(
             backbone,
@@ -172,8 +174,7 @@ def finetune_backbone(
         with opened as loop:
             if not finish:
                 state = loop.run(state or TuningState(), progress)
-        if state is None or state.best is None:
-            raise TuningError("finish: no epoch in which the backbone learned is whole yet; run it without --finish")
+        assert state is not None  # it ran, or there was one to finish
         tuning = _keep(
             store,
             loop,

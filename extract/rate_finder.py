@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -60,12 +59,11 @@ def find_rate(
     workers: int | None = None,
     threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
-    **_: Any,
 ) -> FoundRate:
     """Train some steps with ever larger rates; the weights are thrown away.
 
-    Parameters are those of ``finetune_backbone``. All blocks learn, at the ratios of their peaks; the views are new in
-    every epoch, and the weights are not averaged.
+    Parameters are those of ``finetune_backbone``. All blocks learn, at the ratios of their peaks; nothing is kept of
+    the frozen part, and the weights are not averaged.
 
     Raises
     ------

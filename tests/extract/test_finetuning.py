@@ -220,9 +220,10 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_best(
     assert report.resumed_after == 2
 
 
-def test_finish_needs_an_epoch_in_which_the_backbone_learned(tune: Tune) -> None:
+def test_finish_needs_an_epoch_in_which_the_backbone_learned(tune: Tune, tmp_path: Path) -> None:
     with pytest.raises(TuningError, match="finish: no epoch"):
         tune(finish=True)
+    assert not [path for path in (tmp_path / "store/tunings").iterdir() if path.is_dir()]
 
 
 def test_memory_that_runs_out_halves_what_is_forwarded_at_once_and_gives_nearly_the_same_weights(
